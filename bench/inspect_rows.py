@@ -16,11 +16,12 @@ import polars as pl
 import pyarrow as pa
 import pyvips
 
-from pipelines.inspect.image import SIDE_PX, decoded, image_facts
+from pipelines.inspect.image import decoded, image_facts
 from pipelines.inspect.run import inspect_rows
 from pipelines.inspect.text import compiled_patterns
 from pipelines.lake.lake import lake_at
 from schemas.contract import ColumnType
+from schemas.inspectors import SIDE_PX
 from schemas.policy import InspectStep
 
 CODE = "def look(payload):\n    return {'n': len(payload)}\n"

@@ -69,7 +69,7 @@ def measure(port: int, rate_hz: float, count: int) -> list[float]:
 
     def hear(_client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
         now_s = time.perf_counter()
-        settled = decode_receipt(message.payload).ranges(STREAM, EPOCH)
+        settled = decode_receipt(bytes(message.payload)).ranges(STREAM, EPOCH)
         for number in [one for one in sent_s if one not in heard_s]:
             if settled.covers(number * SAMPLES, (number + 1) * SAMPLES):
                 heard_s[number] = now_s

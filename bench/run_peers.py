@@ -16,8 +16,8 @@ from typing import Any
 import apache_beam
 import polars as pl
 import pyarrow as pa
-from run_rows import Nobody, land
 
+from bench.run_rows import Nobody, land
 from catchment.runtime.clock import SystemClock
 from pipelines.bridge.segment import read_segment
 from pipelines.config import CoreConfig

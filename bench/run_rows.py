@@ -24,7 +24,7 @@ from pipelines.bridge.segment import OpenSegment, read_segment
 from pipelines.config import CoreConfig
 from pipelines.ingest.graph import worker_pool
 from pipelines.ingest.loop import RunLoop
-from pipelines.ingest.run import Engine
+from pipelines.runners.engine import Engine
 from schemas.contract import ColumnType, builtin_contract
 from schemas.envelope import ARROW_STREAM, EnvelopeHead, Span
 from schemas.ids import DeviceId, StreamName

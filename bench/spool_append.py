@@ -32,6 +32,7 @@ from edge_agent.spool.database import LARGE_PAGE_BYTES, SMALL_PAGE_BYTES
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from schemas.contract import Column, ColumnType, Contract, PayloadSpec
+from schemas.ids import StreamName
 
 FRAME_BYTES = 200_000
 GIB = 1024**3
@@ -58,9 +59,8 @@ def main() -> None:
         folder = Path(name)
         for rows in (100, 1_000):
             for contract in (NARROW, WIDE):
-                rate = _median(
-                    rounds, lambda n, c=contract, r=rows: samples / _telemetry(folder / f"{c.name}{r}-{n}", c, samples, r)
-                )
+                places = [folder / f"{contract.name}{rows}-{n}" for n in range(rounds)]
+                rate = statistics.median(samples / _telemetry(place, contract, samples, rows) for place in places)
                 table.add_row(
                     f"200 B telemetry ({contract.name}), batches of {rows}: pump (encode + append)", f"{rate:,.0f} samples/s", ""
                 )
@@ -114,7 +114,9 @@ def _stored(folder: Path, frames: int) -> float:
     bodies = _pictures()
     with closing(Spool(folder, max_bytes=2 * GIB, linger_ms=20, clock=SystemClock(), page_bytes=LARGE_PAGE_BYTES)) as spool:
         start_s = time.perf_counter()
-        under_way = [spool.append(Append(FRAMES.name, (NewEnvelope(1, bodies[n % 16], "1.0.0"),))) for n in range(frames)]
+        under_way = [
+            spool.append(Append(StreamName(FRAMES.name), (NewEnvelope(1, bodies[n % 16], "1.0.0"),))) for n in range(frames)
+        ]
         for future in under_way:
             future.result()
         return time.perf_counter() - start_s

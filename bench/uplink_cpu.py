@@ -84,7 +84,11 @@ def publish(port: int, rate: float, seconds: float) -> None:
     client.max_inflight_messages_set(1_000)
     client.connect("127.0.0.1", port)
     client.loop_start()
-    generate(rate, seconds, lambda line: client.publish("catchment/up/dev-a/vehicle_telemetry", line, qos=1) and None)
+
+    def send(line: str) -> None:
+        client.publish("catchment/up/dev-a/vehicle_telemetry", line, qos=1)
+
+    generate(rate, seconds, send)
     time.sleep(LIMIT_S)
 
 

@@ -99,7 +99,11 @@ def subscribe_bare(port: int, load: Load) -> None:
     properties = Properties(PacketTypes.CONNECT)
     properties.ReceiveMaximum = 1_000
     one.on_message = on_message
-    one.on_connect = lambda *_: one.subscribe("catchment/up/+/+", options=SubscribeOptions(qos=1))
+
+    def on_connect(*_: object) -> None:
+        one.subscribe("catchment/up/+/+", options=SubscribeOptions(qos=1))
+
+    one.on_connect = on_connect
     one.on_subscribe = lambda *_: print("ready", flush=True)
     one.connect("127.0.0.1", port, properties=properties)
     one.loop_forever()

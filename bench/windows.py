@@ -12,6 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -70,7 +71,10 @@ def bare(folder: Path, rows: pa.Table, windows: int) -> None:
             array[low : low + shard] = np.ascontiguousarray(view[low : low + shard])
 
 
-def timed(work: Callable[[Path], object]) -> tuple[float, object]:
+T = TypeVar("T")
+
+
+def timed(work: Callable[[Path], T]) -> tuple[float, T]:
     folder = Path(tempfile.mkdtemp(prefix="windows-"))
     try:
         began = time.perf_counter()
@@ -87,7 +91,9 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
     rows = rows_of(*((3, 20) if options.smoke else (options.devices, options.seconds)))
-    mine, theirs, windows, parts = [], [], 0, {}
+    mine: list[float] = []
+    theirs: list[float] = []
+    windows, parts = 0, dict[str, float]()
     for _ in range(1 if options.smoke else RUNS):
         seconds, (windows, parts) = timed(lambda folder: ours(folder, rows))
         mine.append(seconds)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from pipelines.errors import PipelineError
     from pipelines.open_lake import LakeView, open_lake
     from pipelines.policy.notebook import Policy
-    from pipelines.training.open import ShuffledSamples, TrainingSet, open_set
+    from pipelines.training.batches import ShuffledSamples
+    from pipelines.training.mix import MixedSets, mix_sets
+    from pipelines.training.open import TrainingSet, open_set
     from pipelines.training.order import EpochState
     from pipelines.training.sample import Sample
     from schemas.contract import Contract
@@ -29,6 +31,7 @@ __all__ = [
     "Contract",
     "EpochState",
     "LakeView",
+    "MixedSets",
     "PipelineError",
     "Policy",
     "Sample",
@@ -39,6 +42,7 @@ __all__ = [
     "SourceEndedError",
     "SourceError",
     "TrainingSet",
+    "mix_sets",
     "open_lake",
     "open_set",
 ]
@@ -47,8 +51,10 @@ _HOMES = {
     "open_set": "pipelines.training.open",
     "TrainingSet": "pipelines.training.open",
     "Sample": "pipelines.training.sample",
-    "ShuffledSamples": "pipelines.training.open",
+    "ShuffledSamples": "pipelines.training.batches",
     "EpochState": "pipelines.training.order",
+    "MixedSets": "pipelines.training.mix",
+    "mix_sets": "pipelines.training.mix",
     "open_lake": "pipelines.open_lake",
     "LakeView": "pipelines.open_lake",
     "Policy": "pipelines.policy.notebook",

@@ -30,7 +30,7 @@ fast = lake.rows("vehicle_telemetry", columns=["device", "speed_mps"], where="sp
 the bare install; the others need `pip install 'catchment[core]'`.
 """
 GROUPS = (
-    ("Training sets", ("open_set", "TrainingSet", "Sample", "ShuffledSamples", "EpochState")),
+    ("Training sets", ("open_set", "TrainingSet", "mix_sets", "MixedSets", "Sample", "ShuffledSamples", "EpochState")),
     ("The lake", ("open_lake", "LakeView")),
     ("Policies and contracts", ("Policy", "Contract")),
     ("Sources of your own", ("Source", "SampleBatch")),
@@ -50,7 +50,7 @@ def written() -> str:
 def _entry(name: str, value: Any) -> str:
     lines = [f"### `{name}{_signature(value)}`\n", _block(value)]
     if inspect.isclass(value) and not issubclass(value, Exception):
-        for method_name, method in sorted(vars(value).items()):
+        for method_name, method in sorted(_methods(value).items()):
             function = method.__func__ if isinstance(method, classmethod | staticmethod) else method
             if method_name.startswith("_") or not (inspect.isfunction(function) or isinstance(function, property)):
                 continue
@@ -58,6 +58,13 @@ def _entry(name: str, value: Any) -> str:
             lines.append(f"#### `{name}.{method_name}{shown}`\n")
             lines.append(_block(function))
     return "\n".join(lines)
+
+
+def _methods(value: type) -> dict[str, Any]:
+    """Its own, and what a training set inherits; a mix has the same, which its docstring says."""
+    inherited = vars(value.__mro__[1]) if value.__name__ == "TrainingSet" else {}
+    hidden = ("chunks", "names", "expect", "order", "source", "identity", "array_batch")
+    return {name: method for name, method in {**inherited, **vars(value)}.items() if name not in hidden}
 
 
 def _signature(value: Any) -> str:

@@ -7,7 +7,7 @@ The key and the check are the models' own: securesystemslib's, with or without `
 import sys
 
 from securesystemslib.exceptions import UnverifiedSignatureError
-from securesystemslib.signer import Signature, SSlibKey  # type: ignore[attr-defined]  # exported, but not in __all__
+from securesystemslib.signer import Signature, SSlibKey
 
 from edge_agent.documents.signature import EXIT_FORGED, EXIT_SIGNED
 

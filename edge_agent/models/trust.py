@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from tuf.api.exceptions import DownloadError, DownloadLengthMismatchError, ExpiredMetadataError, RepositoryError
-from tuf.api.metadata import TargetFile  # type: ignore[attr-defined]  # exported, but not in __all__
+from tuf.api.metadata import TargetFile
 from tuf.ngclient.config import UpdaterConfig
 from tuf.ngclient.updater import Updater
 

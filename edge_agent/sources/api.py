@@ -1,6 +1,6 @@
 """The interface of a source: batches of samples by column, the position after each, and counts of what was refused."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -59,7 +59,7 @@ class SampleBatch:
     """
 
     event_time_us: Sequence[int]
-    columns: dict[str, Sequence[Scalar]]
+    columns: Mapping[str, Sequence[Scalar]]
     payloads: Sequence[bytes | Path | None] | None = None
     position: bytes | None = field(default=None, repr=False)
     agent_clock: bool = False
@@ -81,7 +81,7 @@ class SampleBatch:
         columns: dict[str, Sequence[Scalar]] = {name: [values[row] for row in rows] for name, values in self.columns.items()}
         return SampleBatch([self.event_time_us[row] for row in rows], columns, payloads, self.position, self.agent_clock)
 
-    def with_columns(self, more: dict[str, Sequence[Scalar]]) -> "SampleBatch":
+    def with_columns(self, more: Mapping[str, Sequence[Scalar]]) -> "SampleBatch":
         """The same samples with more columns, or others in their place."""
         return replace(self, columns={**self.columns, **more})
 

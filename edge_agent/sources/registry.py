@@ -185,7 +185,7 @@ def build_source(
     clock: Clock,
     position: bytes | None,
     folder: Path | None = None,
-) -> Source:
+) -> GuardedSource:
     """Build a source that goes on at `position` (None: from its start).
 
     Args:

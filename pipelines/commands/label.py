@@ -1,10 +1,11 @@
-"""`catchment label import | export | queue`: what people say about samples, from and for labelling tools."""
+"""`catchment label queue | import | export | agreement | resolve`: what people say, from and for labelling tools."""
 
 import getpass
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import msgspec
 import polars as pl
@@ -18,11 +19,14 @@ from pipelines.commands.options import AsJson, Config, Lake
 from pipelines.commands.training_set import lake_from
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.expressions.expression import compile_value
+from pipelines.labels.agreement import agreement_of
 from pipelines.labels.drawn import LabelTask
 from pipelines.labels.exchange import FORMATS, LabelImport, format_of, import_labels, label_tasks
 from pipelines.labels.matching import LabelOrigin
+from pipelines.labels.resolve import ResolveRule, resolved_classes, votes_of
 from pipelines.labels.table import KEY, SCHEMA, read_labels, task_table
 from pipelines.lake import lake as lakes
+from pipelines.training.sample_list import places_in_list, read_sample_list
 from pipelines.training.select import expression_columns, stream_batches
 from pipelines.training.thin import row_numbers
 
@@ -35,6 +39,8 @@ Streams = Annotated[list[str], typer.Option("--from", help="Stream of the sample
 Where = Annotated[str, typer.Option(help="Expression over columns and tags.")]
 Kind = Annotated[str, typer.Option("--as", help=f"Format: {', '.join(FORMATS)}.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="File or folder that is written.")]
+Version = Annotated[int | None, typer.Option(help="Delta version of the labels; default: the newest.")]
+Rule = Annotated[str, typer.Option(help=f"Which of several labels of a sample counts: {', '.join(get_args(ResolveRule))}.")]
 Pictures = Annotated[bool, typer.Option("--pictures", help="Write the payloads too, into a folder images beside.")]
 
 
@@ -76,7 +82,7 @@ def export(  # noqa: PLR0913, PLR0917 - one argument for each option of the comm
     kind: Kind,
     output: Output,
     where: Where = "",
-    version: Annotated[int | None, typer.Option(help="Delta version of the labels; default: the newest.")] = None,
+    version: Version = None,
     pictures: Pictures = False,
     lake: Lake = None,
     config: Config = None,
@@ -101,6 +107,9 @@ def queue(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
     by: Annotated[str, typer.Option(help="Expression: the lowest first, e.g. predicted_score; default: at random.")] = "",
     rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many samples.")] = 200,
     seed: Annotated[int, typer.Option(help="Of the random order.")] = 0,
+    chosen: Annotated[
+        Path | None, typer.Option("--samples", help="File of samples' names, one a line: only these, in this order.")
+    ] = None,
     pictures: Pictures = False,
     lake: Lake = None,
     config: Config = None,
@@ -108,16 +117,110 @@ def queue(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
 ) -> None:
     """Write samples that nobody has labelled for a task, with their ids and hashes, in the form of a labelling tool."""
     found = lake_from(lake, config)
-    try:
-        labels, _ = read_labels(found, task)
-    except NotFoundError:
-        labels = SCHEMA.empty_table()
+    labels = _labels_so_far(found, task)
     samples = read_samples(found, stream, where, pictures=pictures, by=by)
+    if chosen is not None:
+        samples = _listed(samples, read_sample_list(chosen))
     keys = pl.DataFrame(pl.from_arrow(labels.select(list(KEY)))).unique()
     number = pl.Series("order", row_numbers(samples, seed, "label queue"))
     frame = pl.DataFrame(pl.from_arrow(samples)).with_columns(number).join(keys, on=list(KEY), how="anti")
-    first = frame.sort([*(["by"] if by else []), "order"], nulls_last=True).head(rows).drop("order")
+    order = [*(["by"] if by else []), "listed" if chosen is not None else "order"]
+    first = frame.sort(order, nulls_last=True).head(rows).drop("order")
     _write(found, first.to_arrow(), labels, kind, output, pictures=pictures, as_json=as_json)
+
+
+@label_app.command("agreement")
+def agreement(
+    task: Task, version: Version = None, rule: Rule = "latest", lake: Lake = None, config: Config = None, as_json: AsJson = False
+) -> None:
+    """Show how far the authors of a task agree: Krippendorff's alpha with its 95 % interval, and each author's share."""
+    labels, at = read_labels(lake_from(lake, config), task, version)
+    found = agreement_of(labels, _rule(rule))
+    if as_json:
+        say_json(msgspec.json.encode({"task": task, "version": at, "resolve": rule, **msgspec.to_builtins(found)}))
+        return
+    say(f"{task} at version {at}: {found.samples:,} samples with classes, {found.by_several:,} of them by several authors")
+    for sentence in found.words or ("no two authors labelled the same sample, or all labels are equal: nothing to compare",):
+        say(sentence)
+    if found.mean_overlap is not None:
+        say(f"shapes of two authors around one thing overlap by {found.mean_overlap:.3f} (IoU) on average")
+    _print_losses(found.not_compared, "what was not compared")
+    table = PlainTable("author", "samples", f"as {rule} says")
+    for author in found.authors:
+        table.add_row(author.author, f"{author.samples:,}", f"{author.same / author.samples:.1%}")
+    PlainConsole().print(table)
+
+
+@label_app.command("resolve")
+def resolve(
+    task: Task,
+    rule: Rule = "latest",
+    version: Version = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="CSV of sample, class, authors and agreement.")] = None,
+    lake: Lake = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give each sample of a task the one class that a rule makes of its labels; a set with this task and rule has the same."""
+    labels, at = read_labels(lake_from(lake, config), task, version)
+    found = pl.DataFrame(pl.from_arrow(resolved_classes(labels, _rule(rule))))
+    without = len(votes_of(labels).select(KEY).unique()) - len(found)
+    counts = {str(name): int(count) for name, count in found["value"].value_counts().sort("value").iter_rows()}
+    if output is not None:
+        sample = pl.concat_str([pl.col(name).cast(pl.String) for name in KEY], separator="/").alias("sample")
+        write_atomic(output, found.select(sample, "value", "authors", "agreement").write_csv().encode(), mode=0o644)
+    if as_json:
+        say_json(msgspec.json.encode({"task": task, "version": at, "resolve": rule, "classes": counts, "without_class": without}))
+        return
+    say(f"{task} at version {at} by {rule}: {len(found):,} samples have a class, {without:,} have labels and none")
+    table = PlainTable("class", "samples")
+    for name, count in counts.items():
+        table.add_row(name, f"{count:,}")
+    PlainConsole().print(table)
+
+
+def _rule(text: str) -> ResolveRule:
+    for rule in get_args(ResolveRule):
+        if text == rule:
+            return cast("ResolveRule", text)
+    raise RefusedError(f"--rule {text[:40]!r}: give {', '.join(get_args(ResolveRule))}")
+
+
+class QueueWritten(msgspec.Struct, frozen=True):
+    """What a queue or an export wrote. `losses`: what the format does not hold, with counts."""
+
+    samples: int
+    labels: int
+    losses: dict[str, int]
+
+
+def write_queue(lake: lakes.Lake, task: str, names: list[str], kind: str, output: Path, *, pictures: bool) -> QueueWritten:
+    """Write samples by their names, those without a label for the task, as `label queue` does.
+
+    Raises:
+        RefusedError: none of them is left.
+    """
+    streams = list(dict.fromkeys(name.partition("/")[0] for name in names))
+    if not streams:
+        raise RefusedError("no sample fulfils this; nothing is written")
+    labels = _labels_so_far(lake, task)
+    frame = pl.DataFrame(pl.from_arrow(_listed(read_samples(lake, streams, "", pictures=pictures), names)))
+    keys = pl.DataFrame(pl.from_arrow(labels.select(list(KEY)))).unique()
+    left = frame.join(keys, on=list(KEY), how="anti").sort("listed")
+    return _written(lake, left.to_arrow(), labels, kind, output, pictures=pictures)
+
+
+def _labels_so_far(lake: lakes.Lake, task: str) -> pa.Table:
+    try:
+        return read_labels(lake, task)[0]
+    except NotFoundError:
+        return SCHEMA.empty_table()
+
+
+def _listed(samples: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Those of some samples whose names are listed, with their place in the list as `listed`."""
+    place = places_in_list(samples, names)
+    return samples.append_column("listed", pa.array(place)).filter(pa.array(place >= 0))
 
 
 def read_samples(lake: lakes.Lake, streams: list[str], where: str, *, pictures: bool = False, by: str = "") -> pa.Table:
@@ -142,6 +245,15 @@ def read_samples(lake: lakes.Lake, streams: list[str], where: str, *, pictures: 
 def _write(
     lake: lakes.Lake, samples: pa.Table, labels: pa.Table, kind: str, output: Path, *, pictures: bool, as_json: bool
 ) -> None:
+    done = _written(lake, samples, labels, kind, output, pictures=pictures)
+    if as_json:
+        say_json(msgspec.json.encode(done))
+        return
+    say(f"{output}: {done.samples:,} samples, {done.labels:,} labels")
+    _print_losses(done.losses, "what the format does not hold")
+
+
+def _written(lake: lakes.Lake, samples: pa.Table, labels: pa.Table, kind: str, output: Path, *, pictures: bool) -> QueueWritten:
     form = format_of(kind)
     tasks = label_tasks(samples, labels)
     if not tasks:
@@ -149,13 +261,7 @@ def _write(
     losses = form.write(output, tasks)
     if pictures:
         _write_pictures(lake, samples, tasks, (output.parent if form.suffix else output) / "images", losses)
-    if as_json:
-        say_json(
-            msgspec.json.encode({"samples": len(tasks), "labels": sum(len(task.labels) for task in tasks), "losses": losses})
-        )
-        return
-    say(f"{output}: {len(tasks):,} samples, {sum(len(task.labels) for task in tasks):,} labels")
-    _print_losses(losses, "what the format does not hold")
+    return QueueWritten(len(tasks), sum(len(task.labels) for task in tasks), losses)
 
 
 def _write_pictures(lake: lakes.Lake, samples: pa.Table, tasks: list[LabelTask], folder: Path, losses: Counter[str]) -> None:

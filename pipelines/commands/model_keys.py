@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from securesystemslib.signer import Key  # type: ignore[attr-defined]  # exported, but not in __all__
+from securesystemslib.signer import Key
 
 from catchment.runtime.atomic_files import write_atomic
 from catchment.runtime.clock import SystemClock

@@ -42,6 +42,10 @@ ROOMS = {
     "contract": CommandGroup("pipelines.commands.contract", "contract_app", "Check, compile and show contracts."),
     "policy": CommandGroup("pipelines.commands.policy", "policy_app", "Check, try and apply tagging policies."),
     "set": CommandGroup("pipelines.commands.training_set_export", "set_app", "Build, verify and read training sets."),
+    "similar": CommandGroup("pipelines.commands.mining", "similar", "Samples most like given ones."),
+    "rare": CommandGroup("pipelines.commands.mining", "rare", "Samples least like the rest of a stream."),
+    "uncertain": CommandGroup("pipelines.commands.mining", "uncertain", "Samples of which a model is least sure."),
+    "disagreeing": CommandGroup("pipelines.commands.mining", "disagreeing", "Samples on which models, or people, disagree."),
     "label": CommandGroup("pipelines.commands.label", "label_app", "Labels from and for labelling tools."),
     "model": CommandGroup("pipelines.commands.rollout", "model_app", "Sign and publish models; serve them to devices."),
     "rollout": CommandGroup(

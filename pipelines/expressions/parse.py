@@ -8,7 +8,7 @@ from sqlglot import exp
 from sqlglot.dialects.dialect import Dialect
 from sqlglot.errors import SqlglotError
 from sqlglot.parser import Parser
-from sqlglot.tokens import Token, TokenType  # type: ignore[attr-defined]  # re-exported without saying so
+from sqlglot.tokens import Token, TokenType
 
 from pipelines.errors import ExpressionError
 from schemas.policy import MAX_EXPRESSION_CHARS

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 SEPARATOR = "~"
+NOTHING_TAG = "nothing"  # the class that says "nothing here" in formats without a word for it
 MAX_FILE_BYTES = 1024 * 1024 * 1024
 
 
@@ -16,6 +17,7 @@ class LabelKind(StrEnum):
 
     CLASS = "class"
     BOX = "box"
+    ROTATED = "rotated"
     POLYGON = "polygon"
     POLYLINE = "polyline"
     POINTS = "points"
@@ -27,8 +29,9 @@ class Drawn(msgspec.Struct, frozen=True):
     """One label of a foreign file.
 
     `image`: name of the picture as the file has it. `sample`: our id of it, `sha256`: of its bytes, where the file carries them.
-    `geometry` in pixels: a box is x, y, width, height; polygons, lines and points are x, y, x, y, ...; a mask is height,
-    width and COCO's run lengths by columns. With `is_share` coordinates are shares of the picture's size.
+    `geometry` in pixels: a box is x, y, width, height; a rotated one centre x, centre y, width, height, degrees clockwise;
+    polygons, lines and points are x, y, x, y, ...; a mask is height, width and COCO's run lengths by columns. With `is_share`
+    coordinates are shares of the picture's size, and a rotated box is its four corners.
     `source`: the file of a folder that it stands in.
     """
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
-import polars as pl
 import pyarrow as pa
 
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.labels.drawn import Drawn, ForeignFile, LabelKind, LabelTask, sample_stem
-from pipelines.labels.formats import coco, csv_rows, labelme, masks, voc, yolo
+from pipelines.labels.formats import coco, csv_rows, cvat, datumaro, geojson, label_studio, labelme, masks, voc
+from pipelines.labels.formats.yolo import DIALECTS
 from pipelines.labels.matching import LabelOrigin, Matched, match_labels
+from pipelines.labels.resolve import current_labels
 from pipelines.labels.table import KEY, append_labels
 from pipelines.lake.lake import Lake
 
@@ -34,10 +35,14 @@ class LabelFormat:
 FORMATS = {
     "coco": LabelFormat(coco.read, coco.write, ".json"),
     "csv": LabelFormat(csv_rows.read, csv_rows.write, ".csv"),
+    "cvat": LabelFormat(cvat.read, cvat.write, ".xml"),
+    "datumaro": LabelFormat(datumaro.read, datumaro.write, ".json"),
+    "geojson": LabelFormat(geojson.read, geojson.write, ""),
+    "label-studio": LabelFormat(label_studio.read, label_studio.write, ".json"),
     "labelme": LabelFormat(labelme.read, labelme.write, ""),
     "masks": LabelFormat(masks.read, masks.write, ""),
     "voc": LabelFormat(voc.read, voc.write, ""),
-    "yolo": LabelFormat(yolo.read, yolo.write, ""),
+    **{name: LabelFormat(read, write, "") for name, (read, write) in DIALECTS.items()},
 }
 
 
@@ -109,9 +114,7 @@ def import_labels(
 
 def label_tasks(samples: pa.Table, labels: pa.Table) -> list[LabelTask]:
     """Samples with their current labels, for a tool: what was superseded or rejected stays behind."""
-    frame = pl.DataFrame(pl.from_arrow(labels))
-    gone = frame.select(pl.col("supersedes").explode().alias("label_id")).drop_nulls()
-    current = frame.join(gone, on="label_id", how="anti").filter(pl.col("state") != "rejected").sort(*KEY, "made_at", "label_id")
+    current = current_labels(labels).sort(*KEY, "made_at", "label_id")
     of_sample: dict[str, list[Drawn]] = {}
     for row in current.iter_rows(named=True):
         sample = "/".join(str(row[name]) for name in KEY)

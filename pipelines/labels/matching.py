@@ -1,9 +1,10 @@
 """Which sample a foreign label is about: by our id, then the payload's SHA-256, then a file name that only one sample has."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -11,9 +12,23 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from pipelines.labels.drawn import Drawn, ForeignFile, sample_of_name
+from pipelines.errors import RefusedError
+from pipelines.geometry import rotated_of_corners
+from pipelines.labels.drawn import Drawn, ForeignFile, LabelKind, sample_of_name
 from pipelines.labels.table import KEY, SCHEMA
 
+_SIDED = (LabelKind.BOX, LabelKind.ROTATED)
+# Whether so many numbers (in shares or not) make a shape of the kind.
+_FITS: dict[LabelKind, Callable[[int, bool], bool]] = {
+    LabelKind.CLASS: lambda count, _: count == 0,
+    LabelKind.NOTHING: lambda count, _: count == 0,
+    LabelKind.BOX: lambda count, _: count == 4,
+    LabelKind.ROTATED: lambda count, is_share: count == (8 if is_share else 5),
+    LabelKind.POLYGON: lambda count, _: count >= 6 and count % 2 == 0,
+    LabelKind.POLYLINE: lambda count, _: count >= 4 and count % 2 == 0,
+    LabelKind.POINTS: lambda count, _: count >= 2 and count % 2 == 0,
+    LabelKind.MASK: lambda count, _: count >= 2,
+}
 _UNSIZED = "labels in shares of a picture whose width and height are not known"
 _OTHER_BYTES = "labels of a picture whose bytes are others now; kept, with the sha256 that was looked at"
 
@@ -50,7 +65,11 @@ def match_labels(found: ForeignFile, samples: pa.Table, origin: LabelOrigin) -> 
         found: the labels of one file.
         samples: the samples they may be about: key, and if there are any `payload_sha256`, `file_name`, `width`, `height`.
         origin: where the file came from.
+
+    Raises:
+        RefusedError: a label's numbers draw nothing.
     """
+    _check_shapes(found.labels)
     drawn, known = _frame(found), _samples(samples)
     images = drawn.select("image", "sample", "sha256").unique(maintain_order=True).with_row_index("image_number")
     by_id = images.join(known.select("at", pl.col("id").alias("sample")), on="sample", how="inner")
@@ -111,6 +130,23 @@ def _geometries(labels: list[Drawn]) -> pl.Series:
     return pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(ends), pa.array(numbers))))
 
 
+def _check_shapes(labels: list[Drawn]) -> None:
+    """Refuse numbers that draw nothing: one wrong corner must not become a label that looks right.
+
+    Raises:
+        RefusedError: a label is not of the shape of its kind; the message names its picture.
+    """
+    for label in labels:
+        count = len(label.geometry)
+        if not _FITS[label.kind](count, label.is_share) or not all(map(isfinite, label.geometry)):
+            where = label.source or label.image or label.sample
+            raise RefusedError(f"{where[:200]}: {count} numbers are no {label.kind} of {label.value[:60]!r}; correct the file")
+        if label.kind in _SIDED and not label.is_share and min(label.geometry[2:4]) < 0:
+            raise RefusedError(
+                f"{label.image[:200]}: a {label.kind} of {label.value[:60]!r} has a negative side; correct the file"
+            )
+
+
 def _json(attributes: dict[str, Any]) -> str:
     return msgspec.json.encode(attributes, order="deterministic").decode() if attributes else ""
 
@@ -150,8 +186,7 @@ def _unique(images: pl.DataFrame, known: pl.DataFrame, mine: str, theirs: str) -
 
 def _rows(placed: pl.DataFrame, found: ForeignFile, origin: LabelOrigin) -> pa.Table:
     """Rows of the table, in pixels, each with an id that the same label of the same file has again."""
-    sizes = pl.concat_list(pl.col("width"), pl.col("height"), pl.col("width"), pl.col("height"))
-    shared = placed.filter(pl.col("is_share")).with_columns(pl.col("geometry") * sizes)
+    shared = _in_pixels(placed.filter(pl.col("is_share")))
     frame = pl.concat([placed.filter(~pl.col("is_share")), shared]).sort("number")
     digest = pl.col("source").replace_strict(dict(origin.digests), default="", return_dtype=pl.String).alias("source_sha256")
     frame = frame.with_columns(digest)
@@ -181,6 +216,23 @@ def _rows(placed: pl.DataFrame, found: ForeignFile, origin: LabelOrigin) -> pa.T
         },
     )
     return made.select(SCHEMA.names).to_arrow().cast(SCHEMA)
+
+
+def _in_pixels(shared: pl.DataFrame) -> pl.DataFrame:
+    """Shares times the picture's sizes; the corners of a turned box become its centre, sides and degrees."""
+    if shared.is_empty():
+        return shared
+    lengths = shared["geometry"].list.len().to_numpy().astype(np.int64)
+    ends = np.cumsum([0, *lengths], dtype=np.int64)
+    is_x = (np.arange(int(ends[-1])) - np.repeat(ends[:-1], lengths)) % 2 == 0
+    sizes = np.where(is_x, *(np.repeat(shared[name].to_numpy(), lengths) for name in ("width", "height")))
+    numbers = shared["geometry"].explode(empty_as_null=False).to_numpy() * sizes
+    scaled = pl.Series("geometry", pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(ends), pa.array(numbers))))
+    turned = (shared["kind"] == LabelKind.ROTATED).to_numpy()
+    if turned.any():
+        lists = [rotated_of_corners(each) if is_turned else each for each, is_turned in zip(scaled, turned, strict=True)]
+        scaled = pl.Series("geometry", [list(each) for each in lists], dtype=pl.List(pl.Float64))
+    return shared.with_columns(scaled)
 
 
 def _time(micros: pl.Expr) -> pl.Expr:

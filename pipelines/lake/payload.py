@@ -28,6 +28,7 @@ from pipelines.lake.store import Store
 
 __all__ = [
     "PAYLOAD_COLUMN",
+    "PREFIX_BYTES",
     "PayloadRefs",
     "PayloadShard",
     "PayloadWriter",
@@ -40,7 +41,7 @@ __all__ = [
 ]
 
 Int64s = npt.NDArray[np.int64]
-_PREFIX_BYTES = 4
+PREFIX_BYTES = 4
 _READ_THREADS = 4
 _PIECE_ROWS = 64
 
@@ -65,7 +66,7 @@ def read_payload(lake: Lake, shard: str, offset: int, length: int, row: int, of:
     """
     of = of or f"row {row} of a table"
     checked_name(shard, of)
-    if 0 < offset < _PREFIX_BYTES or min(offset, length, row) < 0:
+    if 0 < offset < PREFIX_BYTES or min(offset, length, row) < 0:
         raise BadReferenceError(f"{of}: refers to {length} bytes at {offset} of {shard}, row {row}; no file has such; restore it")
     if not lake.store.is_on_disk and not os.path.lexists(lake.root / shard):
         return _read_part(lake.store, shard, offset, length)
@@ -120,25 +121,25 @@ def _read_piece(lake: Lake, refs: PayloadRefs, rows: list[int], ends: Int64s, me
     is_here = lake.store.is_on_disk or os.path.lexists(lake.root / shard)
     with ExitStack() as stack:
         file = stack.enter_context(open_referred(lake, shard, refs.samples(rows[0]))) if is_here else None
-        prefix = bytearray(_PREFIX_BYTES)
+        prefix = bytearray(PREFIX_BYTES)
         for row in rows:
             offset, length = int(refs.offsets[row]), int(refs.lengths[row])
             place = memory[int(ends[row]) : int(ends[row + 1])]
-            if file is not None and offset >= _PREFIX_BYTES and length >= 0:
-                got = os.preadv(file.fileno(), [prefix, place], offset - _PREFIX_BYTES)
-                if got == length + _PREFIX_BYTES and prefix == length.to_bytes(_PREFIX_BYTES, "little"):
+            if file is not None and offset >= PREFIX_BYTES and length >= 0:
+                got = os.preadv(file.fileno(), [prefix, place], offset - PREFIX_BYTES)
+                if got == length + PREFIX_BYTES and prefix == length.to_bytes(PREFIX_BYTES, "little"):
                     continue
             place[:] = read_payload(lake, shard, offset, length, int(refs.rows[row]), refs.samples(row))
 
 
 def _read_part(store: Store, shard: str, offset: int, length: int) -> bytes:
     """The payload by one request for its bytes. There is no slow way: what is not as its row tells is for a hand to look at."""
-    before = _PREFIX_BYTES if offset else 0
+    before = PREFIX_BYTES if offset else 0
     try:
         found = store.read_part(shard, offset - before, length + before)
     except FileNotFoundError as error:
         raise CorruptLakeError(f"{store.table_uri(shard)}: is gone, and a row refers to it; restore it") from error
-    if len(found) != length + before or found[:before] != length.to_bytes(_PREFIX_BYTES, "little")[:before]:
+    if len(found) != length + before or found[:before] != length.to_bytes(PREFIX_BYTES, "little")[:before]:
         raise CorruptLakeError(
             f"{store.table_uri(shard)}: the value is not the {length} bytes that its row names; restore the file"
         )
@@ -147,7 +148,7 @@ def _read_part(store: Store, shard: str, offset: int, length: int) -> bytes:
 
 def pread_exactly(descriptor: int, offset: int, length: int) -> bytes | None:
     """The value at `offset` of an open shard, or None where the length prefix says that no such value lies there."""
-    if os.pread(descriptor, _PREFIX_BYTES, offset - _PREFIX_BYTES) != length.to_bytes(_PREFIX_BYTES, "little"):
+    if os.pread(descriptor, PREFIX_BYTES, offset - PREFIX_BYTES) != length.to_bytes(PREFIX_BYTES, "little"):
         return None
     value = os.pread(descriptor, length, offset)
     return value if len(value) == length else _rest(descriptor, offset, length, value)

@@ -1,5 +1,6 @@
 """The storage library behind a remote lake: opened, and its errors told as what to do next."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -10,6 +11,8 @@ from pipelines.config import RemoteConfig
 from pipelines.errors import ConfigError, RetryLaterError
 
 CONNECT_S = 5
+# Processes that were forked from one in which the library had run.
+_LOST: set[int] = set()
 
 
 @contextmanager
@@ -51,3 +54,16 @@ def store(config: RemoteConfig) -> Any:
         retry_config={"max_retries": config.retries, "retry_timeout": timedelta(seconds=config.retry_s)},
         **more,
     )
+
+
+def is_lost_by_fork() -> bool:
+    """Whether this process was forked from one in which the library had run: then its requests would wait forever."""
+    return os.getpid() in _LOST
+
+
+def _note_fork() -> None:
+    if store.cache_info().currsize or _LOST:
+        _LOST.add(os.getpid())
+
+
+os.register_at_fork(after_in_child=_note_fork)

@@ -6,9 +6,9 @@ A root that has expired is replaced the same way: devices follow any chain of ro
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from securesystemslib.signer import Key, Signer  # type: ignore[attr-defined]  # exported, but not in __all__
+from securesystemslib.signer import Key, Signer
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]  # exported, but not in __all__
+from tuf.api.metadata import Metadata, Root
 from tuf.api.serialization import DeserializationError
 
 from catchment.runtime.atomic_files import write_atomic

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from securesystemslib.signer import CryptoSigner, Key, Signer  # type: ignore[attr-defined]  # exported, but not in __all__
+from securesystemslib.signer import CryptoSigner, Key, Signer
 
 from catchment.runtime.atomic_files import write_atomic
 from pipelines.config import CoreConfig

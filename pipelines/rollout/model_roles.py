@@ -10,7 +10,7 @@ answers mean lie in the second file, which may be large; the roles say its lengt
 import re
 
 from msgspec.structs import replace
-from tuf.api.metadata import (  # type: ignore[attr-defined]  # exported, but not in __all__
+from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
     Key,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 from msgspec.structs import replace
-from tuf.api.metadata import (  # type: ignore[attr-defined]  # exported, but not in __all__
+from tuf.api.metadata import (
     Root,
     TargetFile,
     Targets,

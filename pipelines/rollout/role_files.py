@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import (  # type: ignore[attr-defined]  # exported, but not in __all__
+from tuf.api.metadata import (
     Metadata,
     MetaFile,
     Root,
+    Signed,
     Snapshot,
     Targets,
     Timestamp,
@@ -166,7 +167,8 @@ class RoleFiles:
     def _signed(self, signed: SignedT, role: str) -> bytes:
         # The roles below targets have its keys: who vouches for one model vouches for all.
         key_role = role if role in LIFETIMES else TARGETS
-        root = signed if isinstance(signed, Root) else self.root()
+        whole: Signed = signed
+        root = whole if isinstance(whole, Root) else self.root()
         known = root.roles[key_role]
         signers = [signer for signer in self._keys.signers(key_role) if signer.public_key.keyid in known.keyids]
         if len(signers) < known.threshold:

@@ -18,9 +18,11 @@ import pyarrow.types as pt
 
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.training.array_rules import ArrayEntry
-from pipelines.training.manifest import Manifest, set_file_path
-from pipelines.training.payloads import PayloadCheck, ShardFiles
+from pipelines.training.manifest import Manifest
+from pipelines.training.payloads import PayloadCheck
 from pipelines.training.sample import RowSource, Sample
+from pipelines.training.set_files import SetFiles
+from pipelines.training.shard_files import ShardFiles
 
 Int64s = npt.NDArray[np.int64]
 _CRC_BYTES = 4
@@ -59,21 +61,21 @@ class _Shard:
 class ArrayFile:
     """One Zarr array of a split. Shards are opened on first use; nothing open goes along in a pickle."""
 
-    def __init__(self, folder: Path, manifest: Manifest, entry: ArrayEntry, check: PayloadCheck) -> None:
-        self._parts = (folder, manifest, entry, check)
+    def __init__(self, files: SetFiles, manifest: Manifest, entry: ArrayEntry, check: PayloadCheck) -> None:
+        self._parts = (files, manifest, entry, check)
         self._entry = entry
         self._check = check
-        self._name = f"{folder / entry.path}"
+        self._name = f"{files.folder / entry.path}"
         self._shape = entry.shape[1:]
         self._dtype = np.dtype(entry.dtype)
         self._sample_bytes = int(np.prod(self._shape)) * self._dtype.itemsize
         self._chunk_bytes = self._sample_bytes * entry.chunk_rows
         prefix = f"{entry.path}/c/"
         self._entries = tuple(file for file in manifest.array_files if file.path.startswith(prefix))
-        self._files = ShardFiles(folder, self._entries)
+        self._files = ShardFiles(files, self._entries)
         self._shards: dict[int, _Shard] = {}
 
-    def __reduce__(self) -> tuple[type["ArrayFile"], tuple[Path, Manifest, ArrayEntry, PayloadCheck]]:
+    def __reduce__(self) -> tuple[type["ArrayFile"], tuple[SetFiles, Manifest, ArrayEntry, PayloadCheck]]:
         return ArrayFile, self._parts
 
     def read(self, index: int) -> npt.NDArray[Any]:
@@ -114,10 +116,10 @@ class ArrayFile:
 class ArrayReader:
     """The arrays of one split, sample by sample or in batches."""
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str, check: PayloadCheck) -> None:
+    def __init__(self, files: SetFiles, manifest: Manifest, split: str, check: PayloadCheck) -> None:
         entries = manifest.arrays.of_split(split) if manifest.arrays else ()
         self.entries = entries
-        self._files = tuple(ArrayFile(folder, manifest, entry, check) for entry in entries)
+        self._files = tuple(ArrayFile(files, manifest, entry, check) for entry in entries)
 
     def sample(self, index: int, rows: RowSource) -> ArraySample:
         """One sample with its arrays."""
@@ -158,7 +160,7 @@ def _check_crc(body: bytes, what: str) -> None:
         raise CorruptLakeError(f"{what} is not what was written: its CRC32C is another; run `set verify`, restore the set")
 
 
-def dask_array(folder: Path, manifest: Manifest, split: str, name: str = "") -> Any:
+def dask_array(files: SetFiles, manifest: Manifest, split: str, name: str = "") -> Any:
     """One array of a split as a Dask array, a shard a block.
 
     Raises:
@@ -172,11 +174,10 @@ def dask_array(folder: Path, manifest: Manifest, split: str, name: str = "") -> 
         from dask.array import from_zarr  # noqa: PLC0415 - an extra, and slow to load
     except ImportError as error:
         raise RefusedError("to_dask needs Dask; install catchment[dask]") from error
-    set_file_path(folder, f"{entry.path}/zarr.json")
-    return from_zarr(str(folder / entry.path), chunks=(max(1, entry.shard_rows), *entry.shape[1:]))  # type: ignore[no-untyped-call]
+    return from_zarr(str(_store_path(files, manifest, split) / entry.name), chunks=(max(1, entry.shard_rows), *entry.shape[1:]))  # type: ignore[no-untyped-call]
 
 
-def xarray_dataset(folder: Path, manifest: Manifest, split: str, rows: pa.Table) -> Any:
+def xarray_dataset(files: SetFiles, manifest: Manifest, split: str, rows: pa.Table) -> Any:
     """The arrays of a split as a Dataset; plain columns of `rows` become coordinates along the samples.
 
     Raises:
@@ -187,9 +188,9 @@ def xarray_dataset(folder: Path, manifest: Manifest, split: str, rows: pa.Table)
         import xarray as xr  # noqa: PLC0415 - not among the dependencies
     except ImportError as error:
         raise RefusedError("to_xarray needs xarray; install it (python -m pip install xarray)") from error
-    set_file_path(folder, f"{entries[0].path}/zarr.json")
+    store = _store_path(files, manifest, split)
     chunks = {entries[0].dimensions[0]: max(1, entries[0].shard_rows)}
-    opened = xr.open_zarr(str(folder / f"{split}.zarr"), chunks=chunks, consolidated=False)
+    opened = xr.open_zarr(str(store), chunks=chunks, consolidated=False)
     sample = entries[0].dimensions[0]
     coordinates: dict[str, Any] = {
         name: (sample, _coordinate(rows.column(name)))
@@ -201,6 +202,14 @@ def xarray_dataset(folder: Path, manifest: Manifest, split: str, rows: pa.Table)
         coordinates["channel"] = ("channel", list(rule.columns))
         coordinates["step"] = ("step", np.arange(rule.steps) / rule.rate_hz, {"units": "s"})
     return opened.assign_coords(coordinates)
+
+
+def _store_path(files: SetFiles, manifest: Manifest, split: str) -> Path:
+    """The Zarr store of a split, with all of its files on this machine."""
+    for file in manifest.array_files:
+        if file.split == split:
+            files.path(file.path)
+    return files.folder / f"{split}.zarr"
 
 
 def _entries(manifest: Manifest, split: str) -> tuple[ArrayEntry, ...]:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from pipelines.errors import ExpressionError, RefusedError
 from pipelines.expressions.expression import compile_value
+from pipelines.labels.agreement import agreement_of
 from pipelines.labels.resolve import resolved_classes
 from pipelines.labels.table import read_labels, task_table
 from pipelines.lake.lake import Lake
@@ -40,6 +41,7 @@ Int64s = npt.NDArray[np.int64]
 GROUP_COLUMN = "split_group"
 _KEY_OF_JOIN = ("device", "epoch", "seq", "event_time")
 _MAX_DEVICES_BY_NAME = 1_000
+_MAX_AUTHORS = 20
 
 
 @dataclass(slots=True)
@@ -228,7 +230,23 @@ def _labelled(lake: Lake, made: Assembly, label: LabelSpec) -> pa.ChunkedArray:
     torn = int((joined["agreement"] < 1).sum())
     if torn:
         made.notes.append(f"{torn:,} rows have labels that differ between authors; `resolve: {label.resolve}` decided")
+    made.notes += _label_notes(labels, made.rows, label, version)
     return pa.chunked_array([joined["value"].to_arrow().cast(pa.string())])
+
+
+def _label_notes(labels: pa.Table, rows: pa.Table, label: LabelSpec, version: int) -> list[str]:
+    """The labels' version and rule, who made them, and how far they agree on the rows of the set."""
+    key = list(KEY)
+    ours = pl.DataFrame(pl.from_arrow(labels)).join(pl.DataFrame(pl.from_arrow(rows.select(key))), on=key, how="semi")
+    if ours.is_empty():
+        return []
+    found = agreement_of(ours.to_arrow().cast(labels.schema), label.resolve)
+    authors = ", ".join(f"{author.author or '(unknown)'} {author.samples:,}" for author in found.authors[:_MAX_AUTHORS])
+    more = f" and {len(found.authors) - _MAX_AUTHORS:,} others" if len(found.authors) > _MAX_AUTHORS else ""
+    return [
+        f"classes are labels of task {label.task} at version {version} by the rule {label.resolve}; labelled by {authors}{more}",
+        *found.words,
+    ]
 
 
 def _class_texts(rows: pa.Table, column: str) -> pa.ChunkedArray:

@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -51,10 +53,14 @@ class BatchOptions:
 
 
 class SampleSource(Protocol):
-    """What batches are read from: a training set, or the chosen part of one."""
+    """What samples are read from: a training set, the chosen part of one, or several mixed."""
 
-    def samples(self, indexes: Int64s) -> Iterator[Sample]:
-        """These samples, in their order."""
+    def chunks(self, indexes: Int64s) -> Iterator[list[Sample]]:
+        """These samples, in their order, some at a time."""
+        ...
+
+    def names(self, indexes: Int64s) -> Batch:
+        """What a batch says of which samples it holds: `index`, (samples,), and of mixed sets also `source`."""
         ...
 
     def take(self, indexes: Int64s, columns: Sequence[str]) -> pa.Table:
@@ -65,6 +71,40 @@ class SampleSource(Protocol):
         """The arrays of these samples, by name; none in a set without arrays."""
         ...
 
+    def expect(self, indexes: Int64s) -> None:
+        """Have samples brought near that will be read next."""
+        ...
+
+
+class ShuffledSamples:
+    """An epoch in progress: iterate it, and ask for its state at any sample.
+
+    Iterated again it goes on where it was left; once it came to its end, it begins again.
+    """
+
+    def __init__(self, source: SampleSource, order: EpochOrder, state: EpochState) -> None:
+        self._source = source
+        self._order = order
+        self._state = state
+        self._taken = 0
+
+    def __len__(self) -> int:
+        """Samples this rank has in all, from its start."""
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[Sample]:
+        if self._taken == len(self._order):
+            self._taken = 0
+        for block in self._order.blocks(self._taken):
+            for chunk in self._source.chunks(block):
+                for sample in chunk:
+                    self._taken += 1
+                    yield sample
+
+    def state(self) -> EpochState:
+        """Where the epoch stands once every rank has taken as many samples as this one."""
+        return msgspec.structs.replace(self._state, position=self._order.position_after(self._taken))
+
 
 class SetBatches(Sequence[Batch]):
     """The batches of one rank's epoch, by number. May be pickled and shared between workers, each of which reads what it needs.
@@ -72,11 +112,11 @@ class SetBatches(Sequence[Batch]):
     `skipped` counts the samples that were left out in this process (`on_bad="skip"`).
     """
 
-    def __init__(self, source: SampleSource, order: EpochOrder, options: BatchOptions, set_digest: str, split: str) -> None:
+    def __init__(self, source: SampleSource, order: EpochOrder, options: BatchOptions, state: EpochState) -> None:
         self._source = source
         self._order = order
         self._options = options
-        self._identity = (set_digest, split)
+        self._state = state
         self.skipped = 0
 
     def __len__(self) -> int:
@@ -89,18 +129,30 @@ class SetBatches(Sequence[Batch]):
         at = number + len(self) if number < 0 else number
         if not 0 <= at < len(self):
             raise IndexError(f"batch {number} of {len(self)}")
-        low = at * self._options.batch_size
-        return self._batch(self._order.part(low, min(low + self._options.batch_size, len(self._order))))
+        return self._batch(self._indexes(at))
+
+    def expect(self, number: int) -> None:
+        """Have the samples of a batch brought near, if there is such a batch."""
+        if 0 <= number < len(self):
+            self._source.expect(self._indexes(number))
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number in range(len(self)):
+            self.expect(number + 1)
+            yield self[number]
 
     def state_after(self, batches: int) -> EpochState:
         """Where the epoch stands once every rank has taken so many batches."""
         taken = min(batches * self._options.batch_size, len(self._order))
-        permutation = self._order.permutation
-        return EpochState(*self._identity, permutation.seed, permutation.epoch, self._order.position_after(taken))
+        return msgspec.structs.replace(self._state, position=self._order.position_after(taken))
+
+    def _indexes(self, number: int) -> Int64s:
+        low = number * self._options.batch_size
+        return self._order.part(low, min(low + self._options.batch_size, len(self._order)))
 
     def _batch(self, indexes: Int64s) -> Batch:
         chosen, payloads = self._payloads(indexes)
-        batch: Batch = {INDEX: chosen}
+        batch = self._source.names(chosen)
         if payloads is not None:
             batch[PAYLOAD] = payloads
         else:
@@ -113,7 +165,7 @@ class SetBatches(Sequence[Batch]):
     def _payloads(self, indexes: Int64s) -> tuple[Int64s, Any]:
         """The rows that could be read, and their payloads: bytes, one array of pixels, or None in a tabular set."""
         image = self._options.image
-        pixels = np.empty((len(indexes), *image, 3), np.uint8) if image is not None else None
+        pixels = self._pixels(len(indexes), *image) if image is not None else None
         bodies: list[bytes] = []
         good: list[int] = []
         for index, sample in self._read(indexes):
@@ -127,15 +179,19 @@ class SetBatches(Sequence[Batch]):
         chosen = indexes if len(good) == len(indexes) else np.array(good, np.int64)
         return chosen, bodies if pixels is None else pixels[: len(good)]
 
+    def _pixels(self, count: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+        return np.empty((count, height, width, 3), np.uint8)
+
     def _read(self, indexes: Int64s) -> Iterator[tuple[int, Sample]]:
         if self._options.on_bad is OnBad.RAISE:
-            yield from zip(indexes.tolist(), self._source.samples(indexes), strict=True)
+            yield from zip(indexes.tolist(), chain.from_iterable(self._source.chunks(indexes)), strict=True)
             return
+        self._source.expect(indexes)
         for index in indexes.tolist():
             try:
-                yield index, next(self._source.samples(np.array([index], np.int64)))
+                yield index, next(self._source.chunks(np.array([index], np.int64)))[0]
             except CorruptLakeError:
-                # Counted: the caller asked for it, and sees the number.
+                # Counted: the caller chose this, and sees the number.
                 self.skipped += 1
 
     def _decode(self, sample: Sample, into: npt.NDArray[np.uint8]) -> bool:

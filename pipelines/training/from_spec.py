@@ -3,8 +3,10 @@
 import re
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.errors import RefusedError
 from pipelines.lake.lake import Lake
@@ -12,7 +14,8 @@ from pipelines.training.assemble import GROUP_COLUMN, assemble, near_of
 from pipelines.training.build import BuildOptions, Chosen, SetDraft, draft_of, usable_rows
 from pipelines.training.grouping import classes_of_rows
 from pipelines.training.manifest import LeftOut
-from pipelines.training.select import select_rows
+from pipelines.training.sample_list import places_in_list
+from pipelines.training.select import Selection, select_rows
 from pipelines.training.shards import ShardLimits
 from pipelines.training.spec import BalanceSpec, SetSpec, parse_duration_s
 from pipelines.training.spec_file import plain_spec
@@ -52,18 +55,36 @@ def draft_from_spec(lake: Lake, spec: SetSpec, options: BuildOptions) -> SetDraf
     streams = tuple(source.stream for source in spec.sources)
     pinned = {source.stream: source.version for source in spec.sources if source.version is not None}
     selection = select_rows(lake, streams, {source.stream: source.where for source in spec.sources}, pinned)
-    rows, has_payload, without = usable_rows(selection.rows, spec.payload)
+    listed, absent = _listed(selection, spec)
+    rows, has_payload, without = usable_rows(listed.rows, spec.payload)
     made = assemble(lake, spec, rows)
     is_grouped = spec.near_duplicates is not None and spec.near_duplicates.action == "group"
     near = near_of(made.rows, spec.near_duplicates) if spec.near_duplicates is not None and is_grouped else None
     chosen = Chosen(
-        made.rows, has_payload, (*selection.sources, *made.sources), (*without, *made.left_out), _where(spec), near,
-        tuple(made.notes),
+        made.rows, has_payload, (*listed.sources, *made.sources), (*without, *made.left_out), _where(spec), near,
+        (*absent, *made.notes),
     )  # fmt: skip
     draft = draft_of(lake, spec.id, chosen, spec.seed, options)
     if spec.balance is not None:
         draft = _balanced(draft, made.rows, spec.balance, spec)
     return replace(draft, order=spec.order, spec=plain_spec(spec))
+
+
+def _listed(selection: Selection, spec: SetSpec) -> tuple[Selection, tuple[str, ...]]:
+    """Of sources that list samples only those, and a note of listed ones that are not there."""
+    rows, sources, notes = selection.rows, [], []
+    for source, found in zip(spec.sources, selection.sources, strict=True):
+        if source.samples:
+            own = np.asarray(pc.equal(rows.column("stream"), source.stream).to_numpy(), bool)
+            place = places_in_list(rows, source.samples)
+            taken = own & (place >= 0)
+            lacking = len(source.samples) - len(np.unique(place[taken]))
+            if lacking:
+                notes.append(f"{lacking:,} of {len(source.samples):,} listed samples are not in {source.stream}")
+            rows = rows.filter(pa.array(taken | ~own))
+            found = msgspec.structs.replace(found, rows=int(taken.sum()))  # noqa: PLW2901 - counted again
+        sources.append(found)
+    return Selection(rows, tuple(sources)), tuple(notes)
 
 
 def _where(spec: SetSpec) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptLakeError, RefusedError
-from pipelines.training.manifest import Manifest, map_set_file, open_set_file
+from pipelines.training.manifest import Manifest
 from pipelines.training.select import expression_columns, policy_compiler, rows_that
+from pipelines.training.set_files import SetFiles
 
 _HIDDEN = ("payload_offset", "payload_length")
 
@@ -20,15 +20,15 @@ _HIDDEN = ("payload_offset", "payload_length")
 class SplitIndex:
     """Opened on first use, and opened anew in another process after pickling."""
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
-        self._folder = folder
+    def __init__(self, files: SetFiles, manifest: Manifest, split: str) -> None:
+        self._files = files
         self._manifest = manifest
         self._split = split
         # To ask a batch for a column by its name costs more than to read a value of it.
         self._columns: dict[tuple[int, str], pa.Array] = {}
 
-    def __reduce__(self) -> tuple[type["SplitIndex"], tuple[Path, Manifest, str]]:
-        return SplitIndex, (self._folder, self._manifest, self._split)
+    def __reduce__(self) -> tuple[type["SplitIndex"], tuple[SetFiles, Manifest, str]]:
+        return SplitIndex, (self._files, self._manifest, self._split)
 
     @cached_property
     def _batches(self) -> list[pa.RecordBatch]:
@@ -36,10 +36,12 @@ class SplitIndex:
             batches = self._mapped() if self._manifest.has_payload else self._loaded()
         except (OSError, ValueError) as error:
             raise CorruptLakeError(
-                f"{self._folder}: the index of {self._split} cannot be read: {error}; run `set verify`"
+                f"{self._files.folder}: the index of {self._split} cannot be read: {error}; run `set verify`"
             ) from error
         if sum(batch.num_rows for batch in batches) != self._manifest.split_rows()[self._split]:
-            raise CorruptLakeError(f"{self._folder}: {self._split} has other rows than its manifest lists; run `set verify`")
+            raise CorruptLakeError(
+                f"{self._files.folder}: {self._split} has other rows than its manifest lists; run `set verify`"
+            )
         return batches
 
     @cached_property
@@ -94,18 +96,24 @@ class SplitIndex:
         Raises:
             RefusedError: no such column.
         """
-        schema = self._batches[0].schema if self._batches else pa.schema([])
-        missing = [name for name in columns if name not in schema.names]
-        if missing:
-            raise RefusedError(f"the set has no column {', '.join(missing)}; there are {', '.join(schema.names)}")
+        schema = self._checked(columns)
         numbers, at = np.divmod(indexes, self._batch_rows)
         order = np.argsort(numbers, kind="stable")
         parts = [
             self._batches[number].select(list(columns)).take(pa.array(at[order][numbers[order] == number]))
             for number in np.unique(numbers).tolist()
         ]
-        rows = pa.Table.from_batches(parts, pa.schema([schema.field(name) for name in columns]))
+        rows = pa.Table.from_batches(parts, schema)
         return rows.take(pa.array(np.argsort(order, kind="stable"))) if len(parts) > 1 else rows
+
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        """These columns of all rows, in their order.
+
+        Raises:
+            RefusedError: no such column.
+        """
+        schema = self._checked(columns)
+        return pa.Table.from_batches([batch.select(list(columns)) for batch in self._batches], schema)
 
     def chosen_by(self, where: str) -> npt.NDArray[np.int64]:
         """The numbers of the rows for which an expression is true, ascending.
@@ -119,15 +127,27 @@ class SplitIndex:
         masks = [rows_that(keep, batch).to_numpy(zero_copy_only=False) for batch in self._batches]
         return np.flatnonzero(np.concatenate(masks)).astype(np.int64)
 
+    def _checked(self, columns: Sequence[str]) -> pa.Schema:
+        """The types of columns.
+
+        Raises:
+            RefusedError: there is no such column.
+        """
+        schema = self._batches[0].schema if self._batches else pa.schema([])
+        missing = [name for name in columns if name not in schema.names]
+        if missing:
+            raise RefusedError(f"the set has no column {', '.join(missing)}; there are {', '.join(schema.names)}")
+        return pa.schema([schema.field(name) for name in columns])
+
     def _mapped(self) -> list[pa.RecordBatch]:
         entry = next(entry for entry in self._manifest.indexes if entry.split == self._split)
-        reader = pa.ipc.open_file(map_set_file(self._folder, entry.path))
+        reader = pa.ipc.open_file(self._files.map(entry.path))
         return [reader.get_batch(i) for i in range(reader.num_record_batches)]
 
     def _loaded(self) -> list[pa.RecordBatch]:
         tables = []
         for shard in self._manifest.shards_of(self._split):
-            with open_set_file(self._folder, shard.path) as file:
+            with self._files.open(shard.path) as file:
                 tables.append(pq.read_table(file))
         batches: list[pa.RecordBatch] = pa.concat_tables(tables).combine_chunks().to_batches()
         return batches

@@ -1,8 +1,9 @@
 """Read a training set: any sample by index with one pread, any epoch in a seeded order, stop and resume anywhere."""
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
+from copy import copy
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit
@@ -14,35 +15,52 @@ import pyarrow.dataset as ds
 
 from catchment.runtime.plain import html_text, plain
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
+from pipelines.lake.payload import PAYLOAD_COLUMN
 from pipelines.training.array_reader import ArrayReader, dask_array, xarray_dataset
-from pipelines.training.batches import BatchOptions, OnBad, SetBatches
+from pipelines.training.bucket_files import DEFAULT_CACHE_BYTES, CacheRule, default_cache_folder, open_bucket
 from pipelines.training.index import SplitIndex
-from pipelines.training.manifest import (
-    MANIFEST_NAME,
-    FileEntry,
-    Manifest,
-    encode_manifest,
-    load_manifest,
-    open_set_file,
-    set_file_path,
-)
-from pipelines.training.order import EpochOrder, EpochState, Tail
-from pipelines.training.payloads import Int64s, PayloadCheck, PayloadReader
+from pipelines.training.loading import Loading
+from pipelines.training.manifest import MANIFEST_NAME, FileEntry, Manifest, encode_manifest, load_manifest, open_set_file
+from pipelines.training.order import SampleOrder, Shuffle
+from pipelines.training.payloads import CheckRule, Int64s, PayloadCheck, PayloadReader, check_rule
 from pipelines.training.permutation import Permutation
 from pipelines.training.sample import Sample
+from pipelines.training.seeded_orders import BlockPermutation
+from pipelines.training.set_files import FolderFiles, SetFiles
 
 if TYPE_CHECKING:
-    from pipelines.training.torch_loader import TorchLoader
+    import pandas as pd
+    import polars as pl
 
-_HASH_BLOCK_BYTES = 4 * 1024 * 1024
+_BLOCK = 4_096
 
 
-class TrainingSet(Sequence[Sample]):
+class TrainingSet(Loading, Sequence[Sample]):
     """One split of a training set, as a sequence of samples. Safe to share between threads, to pickle and to fork."""
 
     def __init__(
-        self, folder: Path, manifest: Manifest, split: str, check: PayloadCheck | str = PayloadCheck.FIRST, where: str = ""
+        self,
+        folder: Path,
+        manifest: Manifest,
+        split: str,
+        check: PayloadCheck | CheckRule | str | float = PayloadCheck.FIRST,
+        where: str = "",
+        files: SetFiles | None = None,
     ) -> None:
+        """Read one split.
+
+        Args:
+            folder: the set's folder; for a set in a bucket, that of its copies.
+            manifest: the set's.
+            split: which split.
+            check: as of `open_set`.
+            where: an expression; only samples for which it is true are read.
+            files: where files are read from; the folder by default.
+
+        Raises:
+            NotFoundError: there is no such split.
+            RefusedError: the expression is not in the language, or `check` is no rule.
+        """
         if split not in manifest.split_rows():
             raise NotFoundError(
                 f"set {manifest.name} {manifest.version} has no split {split!r}; there are {', '.join(manifest.split_rows())}"
@@ -50,12 +68,13 @@ class TrainingSet(Sequence[Sample]):
         self.folder = folder
         self.manifest = manifest
         self.split = split
-        self._shards = manifest.shards_of(split)
-        self._rows = SplitIndex(folder, manifest, split)
-        self._payloads = PayloadReader(folder, manifest, split, self._rows, PayloadCheck(check))
-        self._arrays = ArrayReader(folder, manifest, split, PayloadCheck(check)) if manifest.arrays else None
-        self._check = PayloadCheck(check)
         self.where = where
+        self._files = files if files is not None else FolderFiles(folder)
+        self._check = check if isinstance(check, CheckRule) else check_rule(check)
+        self._shards = manifest.shards_of(split)
+        self._rows = SplitIndex(self._files, manifest, split)
+        self._payloads = PayloadReader(self._files, manifest, split, self._rows, self._check)
+        self._arrays = ArrayReader(self._files, manifest, split, self._check.kind) if manifest.arrays else None
         self._chosen = self._rows.chosen_by(where) if where.strip() else None
         self._count = manifest.split_rows()[split] if self._chosen is None else len(self._chosen)
         self._digest = hashlib.sha256(_manifest_bytes(folder, manifest) + where.encode()).hexdigest()[:16]
@@ -65,16 +84,13 @@ class TrainingSet(Sequence[Sample]):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._count))]
-        at = index + self._count if index < 0 else index
-        if not 0 <= at < self._count:
-            raise IndexError(f"sample {index} of {self._count}")
-        at = at if self._chosen is None else int(self._chosen[at])
-        if self._arrays is not None:
-            return self._arrays.sample(at, self._rows)
-        if not self.manifest.has_payload:
-            return Sample(at, None, self._rows)
-        return Sample(at, self._payloads.one(at), self._rows)
+            return self.__getitems__(range(*index.indices(self._count)))
+        return self.__getitems__([index])[0]
+
+    def __iter__(self) -> Iterator[Sample]:
+        source = self.source(Shuffle.BLOCK)
+        for low in range(0, self._count, _BLOCK):
+            yield from chain.from_iterable(source.chunks(np.arange(low, min(low + _BLOCK, self._count), dtype=np.int64)))
 
     def filter(self, where: str) -> "TrainingSet":
         """The samples for which an expression is true, for instance `has('night') AND speed_mps > 10`.
@@ -86,20 +102,34 @@ class TrainingSet(Sequence[Sample]):
             RefusedError: the expression is not in the language; the message says where.
         """
         joined = f"({self.where}) AND ({where})" if self.where else where
-        return TrainingSet(self.folder, self.manifest, self.split, self._check, joined)
+        return TrainingSet(self.folder, self.manifest, self.split, self._check, joined, self._files)
 
     def samples(self, indexes: Int64s) -> Iterator[Sample]:
         """These samples, in their order."""
+        return chain.from_iterable(self.chunks(indexes))
+
+    def chunks(self, indexes: Int64s) -> Iterator[list[Sample]]:
+        """These samples, in their order, some at a time."""
         rows = self._rows
         indexes = indexes if self._chosen is None else self._chosen[indexes]
         if self._arrays is not None:
-            yield from self._arrays.samples(indexes, rows)
-            return
-        if not self.manifest.has_payload:
-            yield from (Sample(index, None, rows) for index in indexes.tolist())
-            return
-        for index, payload in zip(indexes.tolist(), self._payloads.many(indexes), strict=True):
-            yield Sample(index, payload, rows)
+            for sample in self._arrays.samples(indexes, rows):
+                yield [sample]
+        elif not self.manifest.has_payload:
+            yield [Sample(index, None, rows) for index in indexes.tolist()]
+        else:
+            numbers = iter(indexes.tolist())
+            for payloads in self._payloads.chunks(indexes):
+                yield list(map(Sample, islice(numbers, len(payloads)), payloads, repeat(rows)))
+
+    def names(self, indexes: Int64s) -> dict[str, Any]:
+        """What a batch says of which samples it holds: `index`, their rows in the split."""
+        return {"index": indexes if self._chosen is None else self._chosen[indexes]}
+
+    def expect(self, indexes: Int64s) -> None:
+        """Have samples brought near that will be read next."""
+        if self.manifest.has_payload and self._arrays is None:
+            self._payloads.expect(indexes if self._chosen is None else self._chosen[indexes])
 
     def __getitems__(self, indexes: Sequence[int]) -> list[Sample]:
         """Several samples at once, as batch samplers ask for them.
@@ -121,134 +151,83 @@ class TrainingSet(Sequence[Sample]):
         """
         return self._rows.take(indexes if self._chosen is None else self._chosen[indexes], columns)
 
-    def numpy(  # noqa: PLR0913 - each is a word of its own at the call
-        self,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        epoch: int | EpochState = 0,
-        columns: Sequence[str] = (),
-        image: tuple[int, int] | None = None,
-        rank: int = 0,
-        world: int = 1,
-        tail: Tail | str = Tail.PAD,
-        drop_last: bool = False,
-        on_bad: OnBad | str = OnBad.RAISE,
-    ) -> SetBatches:
-        """An epoch as a sequence of batches: dicts of NumPy arrays and lists, which JAX takes as they are.
+    def identity(self) -> tuple[str, str]:
+        """What a state belongs to: a digest of manifest and filter, and the split."""
+        return self._digest, self.split
 
-        Args:
-            batch_size: samples of a batch.
-            seed: of the order.
-            epoch: its number, or a state to go on from.
-            columns: in addition to `index` and `payload`.
-            image: (height, width) to decode and scale pictures to, as (N, height, width, 3) uint8; None: bytes.
-            rank: which of the readers this is.
-            world: how many readers share the epoch.
-            tail: as of `shuffled`: by default all ranks have the same number of batches.
-            drop_last: leave out a last batch that is not full.
-            on_bad: "raise", or "skip" and count samples that cannot be read or decoded.
+    def order(self, seed: int, epoch: int, shuffle: Shuffle) -> SampleOrder:
+        """The order of an epoch."""
+        if shuffle is Shuffle.FULL:
+            return Permutation(self._count, seed, epoch)
+        ends = np.cumsum([shard.rows for shard in self._shards], dtype=np.int64)
+        if self._chosen is not None:
+            ends = np.searchsorted(self._chosen, ends)
+        return BlockPermutation(tuple(np.diff(ends, prepend=0).tolist()), seed, epoch)
 
-        Raises:
-            RefusedError: an argument does not fit the set, or the state is of another one.
-        """
-        options = BatchOptions(batch_size, tuple(columns), image, drop_last, OnBad(on_bad))
-        start = epoch.position if isinstance(epoch, EpochState) else 0
-        if isinstance(epoch, EpochState):
-            self._check_state(epoch)
-            seed, epoch = epoch.seed, epoch.epoch
-        order = EpochOrder(Permutation(self._count, seed, epoch), rank, world, start, Tail(tail))
-        return SetBatches(self, order, options, self._digest, self.split)
-
-    def torch(  # noqa: PLR0913 - each is a word of its own at the call
-        self,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        columns: Sequence[str] = (),
-        image: tuple[int, int] | None = None,
-        workers: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        tail: Tail | str = Tail.PAD,
-        drop_last: bool = False,
-        on_bad: OnBad | str = OnBad.RAISE,
-        **options: Any,
-    ) -> "TorchLoader":
-        """A loader of ready batches of tensors with `state_dict` and `load_state_dict`, exact after any batch.
-
-        Args:
-            batch_size: samples of a batch.
-            seed: of the order; each epoch has an order of its own.
-            columns: as of `numpy`.
-            image: as of `numpy`; decoded in the workers.
-            workers: processes that read and decode.
-            rank: which of the readers this is.
-            world: how many readers share each epoch.
-            tail: as of `shuffled`.
-            drop_last: leave out a last batch that is not full.
-            on_bad: as of `numpy`.
-            options: of `torch.utils.data.DataLoader`.
-
-        Raises:
-            RefusedError: PyTorch is not installed, or an argument does not fit the set.
-        """
-        from pipelines.training.torch_loader import TorchLoader  # noqa: PLC0415 - loaded only for those who use it
-
-        def batches_of(epoch: int | EpochState) -> SetBatches:
-            return self.numpy(
-                batch_size, seed=seed, epoch=epoch, columns=columns, image=image, rank=rank, world=world, tail=tail,
-                drop_last=drop_last, on_bad=on_bad,
-            )  # fmt: skip
-
-        return TorchLoader(batches_of, workers, **options)
-
-    def shuffled(
-        self, seed: int, epoch: int = 0, *, rank: int = 0, world: int = 1, start: int = 0, tail: Tail | str = Tail.PAD
-    ) -> "ShuffledSamples":
-        """The samples of one epoch in a seeded order that takes no memory.
-
-        Args:
-            seed: of the order, together with `epoch`.
-            epoch: each has an order of its own.
-            rank: which of the readers this is.
-            world: how many readers share the epoch; each sample goes to exactly one.
-            start: samples of this epoch that are done already, by all ranks together.
-            tail: of the samples left at the end: "pad" (the default) gives all ranks one length by reading a few again, "drop"
-                by leaving them, "uneven" reads each exactly once.
-        """
-        order = EpochOrder(Permutation(self._count, seed, epoch), rank, world, start, Tail(tail))
-        return ShuffledSamples(self, order, self._digest)
-
-    def resume(self, state: EpochState, *, rank: int = 0, world: int = 1, tail: Tail | str = Tail.PAD) -> "ShuffledSamples":
-        """Go on where a state says, with as many ranks as there are now.
-
-        Raises:
-            RefusedError: the state is of another set, version or split.
-        """
-        self._check_state(state)
-        return self.shuffled(state.seed, state.epoch, rank=rank, world=world, start=state.position, tail=tail)
-
-    def _check_state(self, state: EpochState) -> None:
-        if (state.set_digest, state.split) != (self._digest, self.split):
-            raise RefusedError(
-                f"this state is of another set, split or filter than {self.manifest.name} {self.manifest.version} {self.split}"
-            )
+    def source(self, shuffle: Shuffle) -> "TrainingSet":
+        """The same samples, read as suits an order: for one by blocks, rows next to each other come from a bucket together."""
+        if shuffle is Shuffle.FULL or self._files.rows is None:
+            return self
+        twin = copy(self)
+        twin._payloads = self._payloads.in_pieces()  # noqa: SLF001 - of the same class
+        return twin
 
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows as an Arrow table, in the set's own order; payloads only where `payload` is among the columns."""
-        paths = [str(set_file_path(self.folder, shard.path)) for shard in self._shards]
+        """The rows as an Arrow table, in the set's own order; payloads only where `payload` is among the columns.
+
+        Raises:
+            RefusedError: no such column.
+        """
         wanted = list(columns) if columns is not None else [column.name for column in self.manifest.columns]
-        try:
-            rows = ds.dataset(paths, format="parquet").to_table(columns=wanted)
-            return rows if self._chosen is None else rows.take(pa.array(self._chosen))
-        except (OSError, pa.ArrowInvalid) as error:
-            raise RefusedError(f"set {self.manifest.name} {self.manifest.version}: {error}") from error
+        if self.manifest.has_payload and PAYLOAD_COLUMN not in wanted:
+            rows = self._rows.table(wanted)
+        else:
+            paths = [str(self._files.path(shard.path)) for shard in self._shards]
+            try:
+                rows = ds.dataset(paths, format="parquet").to_table(columns=wanted)
+            except (OSError, pa.ArrowInvalid) as error:
+                raise RefusedError(f"set {self.manifest.name} {self.manifest.version}: {error}") from error
+        return rows if self._chosen is None else rows.take(pa.array(self._chosen))
 
     def to_numpy(self, columns: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
         """Columns as NumPy arrays; a number column with nulls becomes float64 with NaN."""
         table = self.to_arrow(columns)
         return {name: _numpy_of(table.column(name)) for name in columns}
+
+    def to_polars(self, columns: Sequence[str] | None = None) -> "pl.DataFrame":
+        """The rows as a Polars frame. Arguments and errors are those of `to_arrow`."""
+        import polars as pl  # noqa: PLC0415 - only for those who use it
+
+        frame = pl.from_arrow(self.to_arrow(columns))
+        return frame if isinstance(frame, pl.DataFrame) else frame.to_frame()
+
+    def to_pandas(self, columns: Sequence[str] | None = None) -> "pd.DataFrame":
+        """The rows as a pandas frame. Arguments are those of `to_arrow`.
+
+        Raises:
+            RefusedError: no such column, or pandas is not installed.
+        """
+        try:
+            frame: pd.DataFrame = self.to_arrow(columns).to_pandas()
+        except ImportError as error:
+            raise RefusedError("to_pandas needs pandas; install it (python -m pip install pandas)") from error
+        return frame
+
+    def to_duckdb(self, columns: Sequence[str] | None = None, connection: Any = None) -> Any:
+        """The rows as a DuckDB relation, to be queried and joined. Arguments are those of `to_arrow`.
+
+        Args:
+            columns: which columns; all but the payload by default.
+            connection: of DuckDB, in which the relation lives; DuckDB's default one if there is none.
+
+        Raises:
+            RefusedError: no such column, or DuckDB is not installed.
+        """
+        try:
+            import duckdb  # noqa: PLC0415 - not among the dependencies
+        except ImportError as error:
+            raise RefusedError("to_duckdb needs DuckDB; install it (python -m pip install duckdb)") from error
+        return duckdb.from_arrow(self.to_arrow(columns), connection=connection or duckdb.default_connection())
 
     def arrays(self, indexes: Sequence[int]) -> dict[str, np.ndarray[Any, Any]]:
         """The arrays of these samples, by name, samples first: `windows` and `mask`, or `pixels`.
@@ -275,7 +254,7 @@ class TrainingSet(Sequence[Sample]):
         Raises:
             RefusedError: this set has no such array, or Dask is not installed.
         """
-        return dask_array(self.folder, self.manifest, self.split, name)
+        return dask_array(self._files, self.manifest, self.split, name)
 
     def to_xarray(self) -> Any:
         """The arrays of this split as an xarray Dataset, with the columns of the rows as coordinates of its samples.
@@ -283,7 +262,7 @@ class TrainingSet(Sequence[Sample]):
         Raises:
             RefusedError: this set has no arrays, or xarray is not installed.
         """
-        return xarray_dataset(self.folder, self.manifest, self.split, self.to_arrow())
+        return xarray_dataset(self._files, self.manifest, self.split, self.to_arrow())
 
     def verify(self) -> int:
         """Hash every file of this split against the manifest; with the first split, the list of groups too.
@@ -299,7 +278,7 @@ class TrainingSet(Sequence[Sample]):
         if self.manifest.groups is not None and self.split == next(iter(self.manifest.split_rows())):
             files.append(self.manifest.groups)
         for entry in files:
-            _verify_file(self.folder, entry)
+            _verify_file(self._files, entry)
         return sum(entry.bytes for entry in files)
 
     def __repr__(self) -> str:
@@ -315,50 +294,37 @@ class TrainingSet(Sequence[Sample]):
         return f"<b>{title}</b><br>where <code>{html_text(self.manifest.where or 'all rows')}</code><table>{rows}</table>"
 
 
-class ShuffledSamples:
-    """An epoch in progress: iterate it, and ask for its state at any sample.
+def open_set(
+    uri: str | Path,
+    split: str = "train",
+    check: PayloadCheck | str | float = PayloadCheck.FIRST,
+    *,
+    cache: str | Path | None = None,
+    cache_bytes: int = DEFAULT_CACHE_BYTES,
+) -> TrainingSet:
+    """Open one split of a training set by its folder, manifest or address. Only the manifest is read; no folder is walked.
 
-    Iterated again it goes on where it was left; once it came to its end, it begins again.
-    """
-
-    def __init__(self, samples: TrainingSet, order: EpochOrder, set_digest: str) -> None:
-        self._samples = samples
-        self._order = order
-        self._set_digest = set_digest
-        self._taken = 0
-
-    def __len__(self) -> int:
-        """Samples this rank has in all, from its start."""
-        return len(self._order)
-
-    def __iter__(self) -> Iterator[Sample]:
-        if self._taken == len(self._order):
-            self._taken = 0
-        for block in self._order.blocks(self._taken):
-            for sample in self._samples.samples(block):
-                self._taken += 1
-                yield sample
-
-    def state(self) -> EpochState:
-        """Where the epoch stands once every rank has taken as many samples as this one."""
-        permutation = self._order.permutation
-        position = self._order.position_after(self._taken)
-        return EpochState(self._set_digest, self._samples.split, permutation.seed, permutation.epoch, position)
-
-
-def open_set(uri: str | Path, split: str = "train", check: PayloadCheck | str = PayloadCheck.FIRST) -> TrainingSet:
-    """Open one split of a training set by its folder or manifest. Only the manifest is read; no folder is walked.
+    Of a set in a bucket, only what is read comes here, by range requests, and is kept in a cache. Endpoint, region and keys are
+    those of the environment (`AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, ...).
 
     Args:
-        uri: a path or file:// URI of `sets/<name>/<version>` or of its manifest.json.
+        uri: a path, file:// or s3:// URI of `sets/<name>/<version>` or of its manifest.json.
         split: which split.
-        check: when a payload is compared with its sha256: "first" (at its first read in this process), "always" or "never".
+        check: when a payload is compared with its sha256: "first" (at its first read in this process), "always", "never", or
+            a number such as 0.01 for a share of the reads.
+        cache: folder for copies of what a bucket holds; `$CATCHMENT_CACHE`, or `~/.cache/catchment`, by default.
+        cache_bytes: how many bytes of copies are kept, of all sets in that folder together.
 
     Raises:
         NotFoundError: no manifest there, or no such split.
         CorruptLakeError: the manifest cannot be read.
-        RefusedError: another scheme than file://.
+        RefusedError: another scheme, or `check` is no rule.
+        RetryLaterError: the storage is unavailable.
     """
+    if isinstance(uri, str) and uri.startswith("s3://"):
+        rule = CacheRule(Path(cache) if cache is not None else default_cache_folder(), cache_bytes)
+        files, manifest = open_bucket(uri.removesuffix(MANIFEST_NAME).rstrip("/"), rule)
+        return TrainingSet(files.folder, manifest, split, check, files=files)
     path = _local_path(uri)
     manifest_path = path if path.name == MANIFEST_NAME else path / MANIFEST_NAME
     return TrainingSet(manifest_path.parent, load_manifest(manifest_path), split, check)
@@ -379,7 +345,7 @@ def _local_path(uri: str | Path) -> Path:
         return uri
     parts = urlsplit(uri)
     if parts.scheme not in ("", "file"):
-        raise RefusedError(f"{uri}: only local folders and file:// can be opened; mount or copy the set first")
+        raise RefusedError(f"{uri}: only folders, file:// and s3:// can be opened; mount or copy the set first")
     return Path(unquote(parts.path)) if parts.scheme else Path(uri)
 
 
@@ -389,13 +355,13 @@ def _numpy_of(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
     return cast("np.ndarray[Any, Any]", column.to_numpy())
 
 
-def _verify_file(folder: Path, entry: FileEntry) -> None:
-    digest, path = hashlib.sha256(), folder / entry.path
+def _verify_file(files: SetFiles, entry: FileEntry) -> None:
+    digest, path, size = hashlib.sha256(), files.folder / entry.path, 0
     try:
-        with open_set_file(folder, entry.path) as file:
-            while block := file.read(_HASH_BLOCK_BYTES):
+        with files.reading(entry) as blocks:
+            for block in blocks:
                 digest.update(block)
-            size = os.fstat(file.fileno()).st_size
+                size += len(block)
     except OSError as error:
         raise CorruptLakeError(f"{path}: cannot be read ({error.strerror}); restore the set or build it again") from error
     if size != entry.bytes or digest.hexdigest() != entry.sha256:

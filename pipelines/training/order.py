@@ -3,26 +3,41 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from pipelines.errors import RefusedError
-from pipelines.training.permutation import Permutation
 
 _BLOCK = 4_096
 _MAX_STATE_BYTES = 4_096
 
 
+class Shuffle(StrEnum):
+    """How far samples are mixed.
+
+    `FULL`: any sample may come at any time. `BLOCK`: four shards at a time, in a seeded order, their samples mixed; for sets in
+    a bucket, of which only a few shards then need to be here at once.
+    """
+
+    FULL = "full"
+    BLOCK = "block"
+
+
 class EpochState(msgspec.Struct, frozen=True, array_like=True):
-    """`position` samples of the epoch's order are done by all ranks together; `set_digest` names the set's manifest."""
+    """`position` samples of the epoch's order are done by all ranks together; `set_digest` names the set's manifest.
+
+    `shuffle` is the order's kind; states of earlier releases, which do not name one, are of full ones.
+    """
 
     set_digest: str
     split: str
     seed: int
     epoch: int
     position: int
+    shuffle: Shuffle = Shuffle.FULL
 
     def to_bytes(self) -> bytes:
         """A short JSON text, to be kept in a training checkpoint."""
@@ -53,14 +68,52 @@ class Tail(StrEnum):
     DROP = "drop"
 
 
+_Word = TypeVar("_Word", bound=StrEnum)
+
+
+def word_of(kind: type[_Word], value: str, what: str) -> _Word:
+    """A word of an argument.
+
+    Raises:
+        RefusedError: it is none of them.
+    """
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise RefusedError(f"{what}: {value!r} cannot be; give {', '.join(repr(str(word)) for word in kind)}") from error
+
+
+class SampleOrder(Protocol):
+    """The order of an epoch's samples. Positions go in, sample indexes come out; 0..count-1 both."""
+
+    @property
+    def count(self) -> int:
+        """Samples of the epoch."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of the order, together with the epoch."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """Its number."""
+        ...
+
+    def at(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The sample indexes at these positions."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class EpochOrder:
-    """The positions of one rank: `start + rank`, and every `world`-th from there, of the epoch's permutation.
+    """The positions of one rank: `start + rank`, and every `world`-th from there, of the epoch's order.
 
     All samples from `start` on go to exactly one rank, but for those that `tail` says.
     """
 
-    permutation: Permutation
+    permutation: SampleOrder
     rank: int = 0
     world: int = 1
     start: int = 0

@@ -2,231 +2,243 @@
 
 import hashlib
 import os
-import resource
-from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import StrEnum
-from itertools import accumulate
-from pathlib import Path
-from threading import Lock
-from time import perf_counter_ns
 
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.errors import CorruptLakeError
-from pipelines.lake.payload import pread_exactly, read_row
+from pipelines.errors import CorruptLakeError, RefusedError
+from pipelines.lake.payload import pread_exactly
 from pipelines.lake.reference import sample_label
+from pipelines.training.arrivals import Arrivals
 from pipelines.training.index import SplitIndex
-from pipelines.training.manifest import FileEntry, Manifest, open_set_file
+from pipelines.training.manifest import Manifest
+from pipelines.training.set_files import SetFiles
+from pipelines.training.shard_files import ShardFiles
 from pipelines.training.shards import NAMED_BY, PAYLOAD_DIGEST
 
 Int64s = npt.NDArray[np.int64]
-# Descriptors that stay free for the rest of the process.
-_SPARE_DESCRIPTORS = 256
-_LEAST_OPEN = 256
-# A read that takes longer than this, and 1 us for each 2 kB, came from a disk. Then the next reads are told to the kernel, so
-# many ahead; after a while it is looked again.
-_SLOW_NS = 60_000
-_NS_PER_KB = 500
+# Where payloads come from a disk, the next reads are announced to the kernel, so many ahead; after a while it is probed again.
 _AHEAD = 64
 _AHEAD_FOR = 2_048
+_CHUNK_ROWS = 128
+_CHUNK_BYTES = 512 * 1024
 
 
 class PayloadCheck(StrEnum):
-    """When a payload is compared with its sha256: at its first read in this process, at each read, or never."""
+    """When a payload is compared with its sha256: at its first read in this process, at each, at a share of them, or never."""
 
     FIRST = "first"
     ALWAYS = "always"
+    SHARE = "share"
     NEVER = "never"
 
 
-class ShardFiles:
-    """Descriptors are opened on first use, never shared through a pickle, and closed with the object.
+@dataclass(frozen=True, slots=True)
+class CheckRule:
+    """When payloads are compared; `every_nth` read, where it is a share of them."""
 
-    pread keeps no position, so threads and forked workers may read through the same descriptors.
+    kind: PayloadCheck = PayloadCheck.FIRST
+    every_nth: int = 1
+
+    def __post_init__(self) -> None:
+        if self.every_nth < 1:
+            raise RefusedError("check: give a share above 0 and up to 1")
+
+
+def check_rule(check: PayloadCheck | str | float) -> CheckRule:
+    """A rule by its word, or by the share of reads that are compared.
+
+    Raises:
+        RefusedError: neither such a word nor a share.
     """
-
-    def __init__(self, folder: Path, shards: tuple[FileEntry, ...]) -> None:
-        self._folder = folder
-        self._shards = shards
-        self._starts = [0, *accumulate(shard.rows for shard in shards)]
-        self._open: OrderedDict[int, Descriptor] = OrderedDict()
-        self._max_open = _room_for(len(shards))
-        self._lock = Lock()
-
-    def __reduce__(self) -> tuple[type["ShardFiles"], tuple[Path, tuple[FileEntry, ...]]]:
-        return ShardFiles, (self._folder, self._shards)
-
-    def shard_of(self, index: int) -> int:
-        """The number of the shard that holds row `index` of the split."""
-        return bisect_right(self._starts, index) - 1
-
-    def shards_of(self, indexes: Int64s) -> Int64s:
-        """The numbers of the shards that hold these rows."""
-        return np.asarray(np.searchsorted(self._starts, indexes, side="right") - 1, np.int64)
-
-    def descriptor(self, number: int) -> "Descriptor":
-        """An open shard; the one opened longest ago closes when the last reader lets go of it.
-
-        Raises:
-            CorruptLakeError: the shard is missing, or has another size than the manifest tells.
-        """
-        held = self._open.get(number)
-        if held is not None:
-            return held
-        with self._lock:
-            held = self._open.get(number)
-            if held is None:
-                held = Descriptor(self._folder, self._shards[number])
-                self._open[number] = held
-                if len(self._open) > self._max_open:
-                    self._open.popitem(last=False)
-            return held
-
-    def slowly(self, index: int, length: int) -> bytes:
-        """The payload of a row through pyarrow: what holds where its offset does not.
-
-        Raises:
-            CorruptLakeError: the shard holds no such row.
-        """
-        number = self.shard_of(index)
-        with open_set_file(self._folder, self._shards[number].path) as shard:
-            return read_row(shard, index - self._starts[number], length)
+    if isinstance(check, int | float):
+        if not 0 < check <= 1:
+            raise RefusedError(f'check: {check:g} is no share of reads; give above 0 up to 1, or "first", "always" or "never"')
+        return CheckRule(PayloadCheck.SHARE, max(1, round(1 / check)))
+    if check not in (PayloadCheck.FIRST, PayloadCheck.ALWAYS, PayloadCheck.NEVER):
+        raise RefusedError(f'check: {check!r} is no rule; give "first", "always", "never", or a share such as 0.01')
+    return CheckRule(PayloadCheck(check))
 
 
-class Descriptor:
-    """A descriptor that closes when nobody holds it any more, so no thread reads from a number given to another file."""
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Rows to read: number in the split, shard, offset, length, and which are to be compared; None: none of them."""
 
-    __slots__ = ("number",)
-
-    def __init__(self, folder: Path, entry: FileEntry) -> None:
-        self.number = -1
-        with open_set_file(folder, entry.path) as file:
-            found = os.fstat(file.fileno()).st_size
-            if found != entry.bytes:
-                raise CorruptLakeError(
-                    f"{file.name}: {found} bytes where the manifest tells {entry.bytes}; restore the set or build it again"
-                )
-            self.number = os.dup(file.fileno())
-        # Samples are read in an order of their own: what lies behind one is not read next.
-        os.posix_fadvise(self.number, 0, 0, os.POSIX_FADV_RANDOM)
-
-    def __del__(self) -> None:
-        if self.number >= 0:
-            os.close(self.number)
+    indexes: list[int]
+    shards: list[int]
+    offsets: list[int]
+    lengths: list[int]
+    due: list[bool] | None
 
 
 class PayloadReader:
     """Reads payloads by row number, one or many; checks each as `check` says."""
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str, rows: SplitIndex, check: PayloadCheck) -> None:
-        self._folder = folder
+    def __init__(
+        self, files: SetFiles, manifest: Manifest, split: str, rows: SplitIndex, check: CheckRule, *, in_pieces: bool = False
+    ) -> None:
+        self._parts = (files, manifest, split, rows, check)
+        self._folder = files.folder
         self._rows = rows
-        self._files = ShardFiles(folder, manifest.shards_of(split))
+        self._files = ShardFiles(files, manifest.shards_of(split))
         has_digest = manifest.has_payload and PAYLOAD_DIGEST in {column.name for column in manifest.columns}
-        self._check = check if has_digest else PayloadCheck.NEVER
+        self._check = check.kind if has_digest else PayloadCheck.NEVER
+        self._every_nth = check.every_nth
+        self._reads = 0
         count = manifest.split_rows()[split] if self._check is PayloadCheck.FIRST else 0
         self._checked = np.zeros(-(-count // 8), np.uint8)
         self._ahead_left = 0
+        self._probe = bytearray(1)
+        cache = files.rows
+        self._arrivals = None if cache is None else Arrivals(cache, self._files, rows, in_pieces=in_pieces)
+
+    def in_pieces(self) -> "PayloadReader":
+        """A reader for which rows next to the wanted ones come along from a bucket."""
+        return PayloadReader(*self._parts, in_pieces=True)
 
     def one(self, index: int) -> bytes:
         """The payload of a row.
 
         Raises:
             CorruptLakeError: the shard is missing, or the payload is not the one that was captured.
+            RetryLaterError: the storage is unavailable.
         """
-        offset, length = self._rows.place(index)
-        descriptor = self._files.descriptor(self._files.shard_of(index))
-        return self._read(descriptor.number, index, offset, length, is_due=self._is_due(index))
+        return next(self.many(np.array([index], np.int64)))
 
     def many(self, indexes: Int64s) -> Iterator[bytes]:
         """The payloads of these rows, in their order. Raises as `one`."""
-        offsets, lengths = (column.tolist() for column in self._rows.places(indexes))
-        shards, rows = self._files.shards_of(indexes).tolist(), indexes.tolist()
-        due = self._due(indexes)
-        for at, (index, shard, offset, length) in enumerate(zip(rows, shards, offsets, lengths, strict=True)):
-            if self._ahead_left:
-                self._tell_ahead(at, shards, offsets, lengths)
-            descriptor = self._files.descriptor(shard)
-            began = perf_counter_ns()
-            payload = self._read(descriptor.number, index, offset, length, is_due=due is not None and due[at])
-            if perf_counter_ns() - began > _SLOW_NS + (length >> 10) * _NS_PER_KB and not self._ahead_left:
-                self._ahead_left = _AHEAD_FOR
-                self._tell(range(at + 1, min(at + _AHEAD, len(rows))), shards, offsets, lengths)
-            yield payload
+        for payloads in self.chunks(indexes):
+            yield from payloads
 
-    def _read(self, descriptor: int, index: int, offset: int, length: int, *, is_due: bool) -> bytes:
+    def chunks(self, indexes: Int64s) -> Iterator[list[bytes]]:
+        """The same, some at a time. Raises as `one`."""
+        if self._arrivals is None:
+            yield from self._chunks(indexes)
+            return
+        for part in self._arrivals.parts(indexes):
+            yield from self._chunks(part)
+
+    def expect(self, indexes: Int64s) -> None:
+        """Have rows brought near that will be read next, if they come from afar."""
+        if self._arrivals is not None:
+            self._arrivals.expect(indexes)
+        elif self._ahead_left:
+            self._announce(range(len(indexes)), self._wanted(indexes))
+
+    def _wanted(self, indexes: Int64s, due: list[bool] | None = None) -> "_Wanted":
+        offsets, lengths = self._rows.places(indexes)
+        return _Wanted(indexes.tolist(), self._files.shards_of(indexes).tolist(), offsets.tolist(), lengths.tolist(), due)
+
+    def _chunks(self, indexes: Int64s) -> Iterator[list[bytes]]:
+        wanted, low = self._wanted(indexes, self._due(indexes)), 0
+        if self._ahead_left:
+            self._announce(range(min(_AHEAD, len(indexes))), wanted)
+        while low < len(indexes):
+            # Few enough that they are still in the processor's cache when they are used.
+            high = min(len(indexes), low + max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // max(1, wanted.lengths[low]))))
+            if not self._ahead_left and self._is_on_disk(wanted, high - 1):
+                self._ahead_left = _AHEAD_FOR
+                self._announce(range(low, min(low + _AHEAD, len(indexes))), wanted)
+            yield self._chunk(wanted, low, high)
+            low = high
+
+    def _chunk(self, wanted: "_Wanted", low: int, high: int) -> list[bytes]:
+        shards, offsets, lengths = wanted.shards[low:high], wanted.offsets[low:high], wanted.lengths[low:high]
+        # Held until all are read: none of them closes meanwhile.
+        held = {shard: self._files.descriptor(shard) for shard in set(shards)}
+        numbers = [held[shard].number for shard in shards]
+        if self._ahead_left or self._check is PayloadCheck.NEVER or wanted.due is not None:
+            return [self._read(wanted, at, numbers[at - low]) for at in range(low, high)]
+        payloads = list(map(os.pread, numbers, lengths, offsets))
+        if list(map(len, payloads)) != lengths:
+            payloads = [self._read(wanted, at, numbers[at - low]) for at in range(low, high)]
+        return payloads
+
+    def _read(self, wanted: "_Wanted", at: int, descriptor: int) -> bytes:
+        if self._ahead_left:
+            self._announce_ahead(at, wanted)
+        index, offset, length = wanted.indexes[at], wanted.offsets[at], wanted.lengths[at]
+        is_due = wanted.due is not None and wanted.due[at]
         if self._check is PayloadCheck.NEVER:
             value = pread_exactly(descriptor, offset, length)
-            return self._files.slowly(index, length) if value is None else value
+            return self._again(index, length) if value is None else value
         payload = os.pread(descriptor, length, offset)
-        return self._compared(index, payload, length) if is_due or len(payload) != length else payload
-
-    def _compared(self, index: int, payload: bytes, length: int) -> bytes:
-        """The payload, once it is known to be the one that was captured."""
-        wanted = self._rows.value(index, PAYLOAD_DIGEST)
-        if wanted is None and len(payload) == length:
+        if not is_due and len(payload) == length:
             return payload
-        if hashlib.sha256(payload).hexdigest() != wanted:
-            payload = self._otherwise(index, length, wanted)
+        wanted_digest = self._rows.value(index, PAYLOAD_DIGEST)
+        if wanted_digest is None:
+            value = pread_exactly(descriptor, offset, length)
+            return self._again(index, length) if value is None else value
+        return self._compared(index, payload, length, wanted_digest)
+
+    def _compared(self, index: int, payload: bytes, length: int, digest: str) -> bytes:
+        """The payload, once it is known to be the one that was captured."""
+        if hashlib.sha256(payload).hexdigest() != digest:
+            payload = self._otherwise(index, length, digest)
         if self._check is PayloadCheck.FIRST:
             # Two threads may lose each other's bit; then a payload is compared once more.
             self._checked[index >> 3] |= np.uint8(1 << (index & 7))
         return payload
 
-    def _otherwise(self, index: int, length: int, wanted: str | None) -> bytes:
-        """The payload as pyarrow finds it, where its place did not hold the bytes that were captured."""
+    def _again(self, index: int, length: int) -> bytes:
+        """The payload by another way than its place here: fetched again, or as pyarrow finds it."""
+        if self._arrivals is None:
+            return self._files.slowly(index, length)
+        return self._arrivals.again(index)
+
+    def _otherwise(self, index: int, length: int, digest: str) -> bytes:
+        """The payload by another way, where its place did not hold the bytes that were captured."""
         name = sample_label(*(self._rows.value(index, column) for column in NAMED_BY))
         rotten = (
             f"{self._folder}: the payload of sample {index} ({name}) is not the one that was captured: its sha256 is another; "
             "run `set verify`, then restore the set or build it again"
         )
         try:
-            payload = self._files.slowly(index, length)
+            payload = self._again(index, length)
         except CorruptLakeError as error:
             raise CorruptLakeError(rotten) from error
-        if wanted is not None and hashlib.sha256(payload).hexdigest() != wanted:
+        if hashlib.sha256(payload).hexdigest() != digest:
             raise CorruptLakeError(rotten)
         return payload
-
-    def _is_due(self, index: int) -> bool:
-        if self._check is PayloadCheck.FIRST:
-            return not self._checked[index >> 3] >> (index & 7) & 1
-        return self._check is PayloadCheck.ALWAYS
 
     def _due(self, indexes: Int64s) -> list[bool] | None:
         """Which of these rows are to be compared; None: none of them."""
         if self._check is PayloadCheck.NEVER:
             return None
-        if self._check is PayloadCheck.ALWAYS:
+        if self._check is PayloadCheck.SHARE:
+            first, self._reads = self._reads, self._reads + len(indexes)
+            due = np.arange(first, self._reads) % self._every_nth == 0
+        elif self._check is PayloadCheck.ALWAYS:
             return [True] * len(indexes)
-        due = (self._checked[indexes >> 3] >> (indexes & 7).astype(np.uint8) & 1) == 0
+        else:
+            due = (self._checked[indexes >> 3] >> (indexes & 7).astype(np.uint8) & 1) == 0
         return due.tolist() if due.any() else None
 
-    def _tell_ahead(self, at: int, shards: list[int], offsets: list[int], lengths: list[int]) -> None:
+    def _announce_ahead(self, at: int, wanted: "_Wanted") -> None:
         self._ahead_left -= 1
-        if (next_one := at + _AHEAD) < len(shards):
-            self._tell(range(next_one, next_one + 1), shards, offsets, lengths)
+        if (next_one := at + _AHEAD) < len(wanted.indexes):
+            if not self._ahead_left and self._is_on_disk(wanted, next_one):
+                self._ahead_left = _AHEAD_FOR
+            self._announce(range(next_one, next_one + 1), wanted)
 
-    def _tell(self, rows: range, shards: list[int], offsets: list[int], lengths: list[int]) -> None:
+    def _announce(self, rows: range, wanted: "_Wanted") -> None:
         """Have the kernel fetch some payloads while others are worked on."""
         for row in rows:
-            number = self._files.descriptor(shards[row]).number
-            os.posix_fadvise(number, offsets[row], lengths[row], os.POSIX_FADV_WILLNEED)
+            number = self._files.descriptor(wanted.shards[row]).number
+            os.posix_fadvise(number, wanted.offsets[row], wanted.lengths[row], os.POSIX_FADV_WILLNEED)
 
-
-def _room_for(shards: int) -> int:
-    """How many shards may be open at once: all of them, if the process may have so many descriptors.
-
-    The soft limit is raised where the hard one allows: reading must not get slower with the number of shards.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = shards + _SPARE_DESCRIPTORS
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        raised = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
-        if raised > soft:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
-            soft = raised
-    return shards if soft == resource.RLIM_INFINITY else max(_LEAST_OPEN, min(shards, soft - _SPARE_DESCRIPTORS))
+    def _is_on_disk(self, wanted: "_Wanted", row: int) -> bool:
+        """Whether a payload's end is not in the kernel's memory; False where the file system does not say."""
+        if not wanted.lengths[row]:
+            return False
+        last = wanted.offsets[row] + wanted.lengths[row] - 1
+        try:
+            os.preadv(self._files.descriptor(wanted.shards[row]).number, [self._probe], last, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from pipelines.errors import RefusedError
+from pipelines.labels.resolve import ResolveRule
+from pipelines.training.sample_list import MAX_SAMPLES, checked_samples
 from schemas.ids import encode_json
 
 MAX_EXPRESSION_CHARS = 4_000
@@ -60,6 +62,20 @@ class SourceSpec(_Part, frozen=True):
     stream: Stream
     version: Pinned = None
     where: Rule = ""
+    samples: Annotated[
+        tuple[str, ...], Meta(max_length=MAX_SAMPLES, description="Only these: stream/device/epoch/seq; empty: all rows.")
+    ] = ()
+    samples_from: Annotated[
+        str, Meta(max_length=1_000, description="File of samples, one a line, next to the spec; its names go into the set.")
+    ] = ""
+
+    def __post_init__(self) -> None:
+        if self.samples and self.samples_from:
+            raise SpecValueError(f"source {self.stream}: give either samples or samples_from")
+        checked_samples(self.samples, f"source {self.stream}")
+        strange = [name for name in self.samples if name.partition("/")[0] != self.stream]
+        if strange:
+            raise SpecValueError(f"source {self.stream}: {strange[0][:80]} is a sample of another stream")
 
 
 class PivotSpec(_Part, frozen=True):
@@ -111,7 +127,7 @@ class LabelSpec(_Part, frozen=True):
     column: Annotated[str, Meta(description="A column of classes; or name a task.")] = ""
     task: Annotated[str, Meta(description="A table labels/<task>.")] = ""
     version: Annotated[Version | None, Meta(description="The labels' Delta version; the newest if left out.")] = None
-    resolve: Annotated[Literal["latest", "majority"], Meta(description="Which of several labels of a sample counts.")] = "latest"
+    resolve: Annotated[ResolveRule, Meta(description="Which of several labels of a sample counts.")] = "latest"
     name: Annotated[Name, Meta(description="The column of the set that holds the class.")] = "label"
     classes: Annotated[dict[str, str], Meta(description="From each class to the one it counts as; several may merge.")] = {}
     other: Annotated[Literal["refuse", "keep", "drop"], Meta(description="What becomes of classes that are not listed.")] = (

@@ -10,6 +10,7 @@ import msgspec
 
 from pipelines.contracts.yaml_source import YamlSource, parse_yaml, read_yaml
 from pipelines.errors import ConfigError, RefusedError
+from pipelines.training.sample_list import read_sample_list
 from pipelines.training.spec import SetSpec
 
 _UNKNOWN = re.compile(r"Object contains unknown field `([^`]*)`(?: - at `\$([^`]*)`)?")
@@ -20,10 +21,24 @@ def load_spec(path: Path) -> SetSpec:
     """One set spec.
 
     Raises:
-        NotFoundError: there is no such file.
+        NotFoundError: there is no such file, or no such list of samples.
         ConfigError: not a spec; the message names file, line and key.
     """
-    return _spec(read_yaml(path))
+    return _with_lists(_spec(read_yaml(path)), path)
+
+
+def _with_lists(spec: SetSpec, path: Path) -> SetSpec:
+    """The spec with the samples that its files list, so that its version and the set's manifest hold them."""
+    sources = []
+    for source in spec.sources:
+        if source.samples_from:
+            names = read_sample_list(path.parent / source.samples_from)
+            own = tuple(name for name in names if name.partition("/")[0] == source.stream)
+            if not own:
+                raise ConfigError(f"{path.parent / source.samples_from}: it lists no sample of {source.stream}")
+            source = msgspec.structs.replace(source, samples=own, samples_from="")  # noqa: PLW2901 - the filled one
+        sources.append(source)
+    return msgspec.structs.replace(spec, sources=tuple(sources))
 
 
 def parse_spec(text: str, name: str = "spec") -> SetSpec:

@@ -1,6 +1,7 @@
 """A device evaluates what the core compiled, and nothing else."""
 
 import math
+from typing import Any
 
 import msgspec
 import pytest
@@ -98,7 +99,7 @@ def test_a_rule_over_its_budget_is_suspended_and_the_others_go_on() -> None:
         (ColumnType.STRING, ["x" * 2_000_000]),
     ],
 )  # fmt: skip
-def test_values_that_are_not_of_the_column_are_refused_and_the_next_batch_is_judged(type_: ColumnType, values: list) -> None:
+def test_values_that_are_not_of_the_column_are_refused_and_the_next_batch_is_judged(type_: ColumnType, values: list[Any]) -> None:
     evaluator = EdgeEvaluator([EdgeRule('("x" IS NULL)', (), {"x": type_})])
     with pytest.raises(EdgeRuleError):
         evaluator.evaluate({"x": values}, 1)

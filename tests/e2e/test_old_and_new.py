@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +104,7 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(plant: Plant, release_before: Path) -> Iterator[Fleet]:
+def fleet(plant: Plant, release_before: Path) -> Fleet:
     return Fleet(plant, release_before)
 
 

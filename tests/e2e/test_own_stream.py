@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Broker
 from tests.fakes.device import eventually
+from tests.plant.broker import Broker
 
 PORT = "1883"
 

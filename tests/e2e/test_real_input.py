@@ -138,7 +138,7 @@ def test_every_real_sample_is_in_the_lake_exactly_once_whatever_is_killed(plant:
 
 
 def check_books(plant: Plant, real: dict[str, Any]) -> None:
-    captured = Counter()
+    captured: Counter[str] = Counter()
     for device in DEVICES:
         for book in plant.agent_books(device)["books"]:
             assert book["captured"] == book["settled"] + book["spooled"] + sum(book["dropped"].values()), (device, book)
@@ -169,7 +169,7 @@ def test_a_set_built_from_real_pictures_reads_with_plain_tools(plant: Plant, rea
         hashlib.sha256(body.as_py()).hexdigest() == digest.as_py()
         for body, digest in zip(table["payload"], table["payload_sha256"], strict=True)
     )
-    ((rows, distinct),) = duckdb.sql(
+    ((rows, distinct),) = duckdb.execute(
         f"SELECT count(*), count(DISTINCT (device, epoch, seq)) FROM read_parquet({shards})"
     ).fetchall()
     assert rows == distinct == plant.count("streams/camera_frame")

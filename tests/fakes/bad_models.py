@@ -94,7 +94,7 @@ def moody_model(mood: str) -> bytes:
         helper.make_node("Less", ["light", "limit"], ["is_dark"]),
         helper.make_node("Where", ["is_dark", "bad", "good"], ["chosen"]),
     ]
-    constants = {**_SLICE, "limit": np.array(1.0, np.float32), "good": np.array(1, np.int64)}
+    constants: dict[str, np.ndarray] = {**_SLICE, "limit": np.array(1.0, np.float32), "good": np.array(1, np.int64)}
     if mood == "fails":
         nodes += [
             helper.make_node("Gather", ["table", "chosen"], ["offset"]),

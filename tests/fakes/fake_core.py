@@ -94,23 +94,23 @@ class FakeCore:
         client.subscribe([(topic, 1) for topic in self._topics.bridge_filters()])
 
     def _on_message(self, _client: mqtt.Client, _userdata: Any, message: mqtt.MQTTMessage) -> None:
-        address = self._topics.parse(message.topic)
+        address, body = self._topics.parse(message.topic), bytes(message.payload)
         properties = list(getattr(message.properties, "UserProperty", ()))
         if address.kind is Kind.UP and address.stream is not None:
             head = read_head(address.device, address.stream, getattr(message.properties, "ContentType", None), properties)
             if head.span is None:  # JSON that its device did not number: a real bridge would
-                self.unnumbered.append((head, message.payload))
+                self.unnumbered.append((head, body))
                 return
             with self._lock:
-                self.landed.append((head, message.payload))
+                self.landed.append((head, body))
                 epochs = self._settled[address.stream]
                 epochs[str(head.span.epoch)] = epochs[str(head.span.epoch)].union([(head.span.first_seq, head.span.end_seq)])
             if self.is_settling:
                 self.settle_all(address.device)
         elif address.kind is Kind.PARTS and address.digest is not None:
-            self._on_part(address.device, read_part_head(address.digest, len(message.payload), properties), message.payload)
+            self._on_part(address.device, read_part_head(address.digest, len(body), properties), body)
         elif address.kind is Kind.REPORTED:
-            self._on_reported(decode_reported(message.payload))
+            self._on_reported(decode_reported(body))
 
     def _on_reported(self, report: Reported) -> None:
         """Dropped ranges are settled as dropped."""

@@ -62,7 +62,9 @@ def _table(root: Path, table: str, there: set[str]) -> set[str]:
     opened = open_table(lake_at(root), table)
     assert opened is not None
     found |= {f"{table}/{path}" for path in pa.table(opened.get_add_actions(flatten=True)).column("path").to_pylist()}
-    columns = [name for name in ("payload_shard", "zarr_path") if name in {field.name for field in opened.schema().fields}]
+    columns: list[str] = [
+        name for name in ("payload_shard", "zarr_path") if name in {field.name for field in opened.schema().fields}
+    ]
     if columns and table.startswith("streams/"):
         rows = pa.table(opened.to_pyarrow_table(columns=columns))
         named = {name for column in columns for name in rows.column(column).to_pylist() if name is not None}

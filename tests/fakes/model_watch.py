@@ -43,7 +43,9 @@ def main() -> None:
             message = json.loads(line)
             if "piece" in message:
                 correlation, properties, body = message["piece"]
-                updater.on_piece(bytes.fromhex(correlation), tuple(map(tuple, properties)), base64.b64decode(body))
+                updater.on_piece(
+                    bytes.fromhex(correlation), [(name, value) for name, value in properties], base64.b64decode(body)
+                )
             elif "want" in message:
                 version, target = message["want"]
                 updater.on_desired(encode_desired(Desired(f"r{version}", "bright", version, target, 1)))

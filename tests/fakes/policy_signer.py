@@ -1,5 +1,7 @@
 """Signs edge policies as the core does, with a key of the test's own."""
 
+from typing import Any
+
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pipelines.expressions.expression import compile_expression, rule_columns
@@ -29,7 +31,7 @@ class PolicySigner:
         return encode_signed_edge_policy(SignedEdgePolicy(text, self._key.sign(signing_bytes(text)).hex()))
 
 
-def rule(name: str, stream: str, when: str, action: EdgeAction, **more: float) -> EdgeRule:
+def rule(name: str, stream: str, when: str, action: EdgeAction, **more: Any) -> EdgeRule:
     """A rule as the core compiles it."""
     compiled = compile_expression(when, rule_columns(builtin_contract(StreamName(stream)))).to_edge()
     return EdgeRule(name, compiled.sql, action, compiled.parameters, columns=compiled.columns, **more)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 import paho.mqtt.client as mqtt
@@ -128,6 +128,22 @@ def _closing(broker: Secured) -> Iterator[Secured]:
 
 def wait_for(peer: Peer, body: bytes) -> None:
     until(lambda: any(heard == body for _, heard in peer.heard))
+
+
+class Ticking(Protocol):
+    """What goes on step by step."""
+
+    def tick(self) -> None: ...
+
+
+def after_tick(server: Ticking, is_true: Callable[[], bool]) -> Callable[[], bool]:
+    """The same question, asked after the server's next step."""
+
+    def look() -> bool:
+        server.tick()
+        return is_true()
+
+    return look
 
 
 def until(is_true: Callable[[], bool]) -> None:

@@ -2,7 +2,7 @@
 
 from edge_agent.errors import SourceEndedError
 from edge_agent.sources.api import SampleBatch, Source
-from edge_agent.sources.registry import build_source
+from edge_agent.sources.registry import GuardedSource, build_source
 from schemas.contract import builtin_contract
 
 
@@ -31,7 +31,9 @@ def close_all() -> None:
         _BUILT.pop().close()
 
 
-def build(kind: str, stream: str, position: bytes | None = None, clock: HandClock | None = None, **options: object) -> Source:
+def build(
+    kind: str, stream: str, position: bytes | None = None, clock: HandClock | None = None, **options: object
+) -> GuardedSource:
     source = build_source(kind, options, builtin_contract(stream), clock or HandClock(), position)
     _BUILT.append(source)
     return source

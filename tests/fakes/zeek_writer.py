@@ -6,8 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
-from edge_agent.sources.registry import build_source
-from edge_agent.sources.zeek.source import ZeekSource
+from edge_agent.sources.registry import GuardedSource, build_source
 from schemas.contract import builtin_contract
 
 FLOWS = builtin_contract("network_flow")
@@ -31,7 +30,7 @@ class HandClock:
         self.s += seconds
 
 
-_BUILT: list[ZeekSource] = []
+_BUILT: list[GuardedSource] = []
 
 
 def close_all() -> None:
@@ -40,7 +39,7 @@ def close_all() -> None:
         _BUILT.pop().close()
 
 
-def follow(log: Path, position: bytes | None = None, clock: HandClock | None = None, **options: object) -> ZeekSource:
+def follow(log: Path, position: bytes | None = None, clock: HandClock | None = None, **options: object) -> GuardedSource:
     _BUILT.append(build_source("zeek", {"path": str(log), "settle_ms": 0, **options}, FLOWS, clock or HandClock(), position))
     return _BUILT[-1]
 

@@ -34,8 +34,12 @@ def live_armed(folder: Path, mode: str, at: int, many: int) -> None:
     shim = ctypes.CDLL(str(preload()))
     descriptor = os.open(_record_file(folder), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     shim.shim_arm(MODES[mode], ctypes.c_long(at), ctypes.c_long(many))
+
+    def record(what: dict[str, object]) -> None:
+        os.write(descriptor, json.dumps(what).encode() + b"\n")
+
     try:
-        life = workload.Life(folder, SEED, lambda what: os.write(descriptor, json.dumps(what).encode() + b"\n"))
+        life = workload.Life(folder, SEED, record)
         for _ in range(STEPS):
             try:
                 life.step()

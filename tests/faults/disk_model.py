@@ -45,7 +45,7 @@ class Inode:
     pending: list[tuple[int, bytes | None]] = field(default_factory=list)  # bytes at an offset; None: cut to that size
 
     def sync(self) -> None:
-        self.durable = self.after([(at, data, None) for at, data in self.pending])
+        self.durable = _in_full(self)
         self.pending.clear()
 
     def after(self, changes: list[tuple[int, bytes | None, random.Random | None]]) -> bytes:
@@ -65,6 +65,10 @@ class Inode:
                         _lay(content, at + start, data[start:end])
                     start = end
         return bytes(content)
+
+
+def _in_full(inode: Inode) -> bytes:
+    return inode.after([(at, data, None) for at, data in inode.pending])
 
 
 def _lay(content: bytearray, at: int, data: bytes) -> None:
@@ -113,11 +117,11 @@ class Disk:
 
     def states(self, chance: random.Random, torn: int) -> Iterator[dict[str, bytes | None]]:
         """What may be there now: only what was synced, everything, and `torn` random mixtures of both."""
-        yield {name: inode and inode.durable for name, inode in self._durable.items()}
-        yield {name: inode and inode.after([(at, data, None) for at, data in inode.pending]) for name, inode in self._now.items()}
+        yield {name: None if inode is None else inode.durable for name, inode in self._durable.items()}
+        yield {name: None if inode is None else _in_full(inode) for name, inode in self._now.items()}
         for _ in range(torn):
             names = self._some_names(chance)
-            yield {name: inode and self._some_bytes(inode, chance) for name, inode in names.items()}
+            yield {name: None if inode is None else self._some_bytes(inode, chance) for name, inode in names.items()}
 
     def _some_names(self, chance: random.Random) -> dict[str, Inode | None]:
         names = dict(self._durable)

@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from edge_agent.spool.records import BodyPlace, State
 from edge_agent.spool.spool import Spool
@@ -38,21 +39,21 @@ class Promises:
     settled: "Settled" = field(default_factory=lambda: Settled({}))  # durable for sure
     epochs: set[int] = field(default_factory=set)
 
-    def hear(self, what: dict[str, object]) -> None:
+    def hear(self, what: dict[str, Any]) -> None:
         if "captured" in what:
-            stream, epoch, seq, count, digest = what["captured"]  # type: ignore[misc]
+            stream, epoch, seq, count, digest = what["captured"]
             self.captured[stream, epoch, seq] = (count, digest)
-            self.positions[stream] = (what["position"], what["position"])  # type: ignore[assignment]
+            self.positions[stream] = (what["position"], what["position"])
         elif "begun" in what:
-            stream, envelopes, position = what["begun"]  # type: ignore[misc]
+            stream, envelopes, position = what["begun"]
             self.begun.update((digest, (stream, count)) for count, digest in envelopes)
             self.positions[stream] = (self.positions.get(stream, (0, 0))[0], position)
         elif "settled" in what:
-            self.settled = Settled(what["settled"])  # type: ignore[arg-type]
+            self.settled = Settled(what["settled"])
         elif "settling" in what:
-            self.settling = Settled(what["settling"])  # type: ignore[arg-type]
+            self.settling = Settled(what["settling"])
         elif "epoch" in what:
-            self.epochs.add(what["epoch"])  # type: ignore[arg-type]
+            self.epochs.add(what["epoch"])
 
 
 def check(folder: Path, promises: Promises) -> None:

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.faults.soak_lake import DEVICE, STREAM, commits, look, rows_committed, table_text
 from tests.faults.warm_roles import Role, WarmStart
@@ -52,7 +53,7 @@ class Program:
             self.process = None
 
 
-def soak(folder: Path, samples: int, kills: int, seed: int) -> dict[str, object]:
+def soak(folder: Path, samples: int, kills: int, seed: int) -> dict[str, Any]:
     """Run it; the figures."""
     chance, lake = random.Random(seed), folder / "lake"
     warm = WarmStart()
@@ -88,7 +89,7 @@ def soak(folder: Path, samples: int, kills: int, seed: int) -> dict[str, object]
     }  # fmt: skip
 
 
-def is_true(figures: dict[str, object]) -> bool:
+def is_true(figures: dict[str, Any]) -> bool:
     """Whether nothing was lost, doubled or changed, the books of both ends say so, and no file is left that no row needs."""
     samples = figures["samples"]
     edge = {"captured": samples, "settled": samples, "spooled": 0, "dropped": {}, "is_balanced": True}
@@ -122,14 +123,14 @@ def _programs(folder: Path, warm: WarmStart, samples: int, rate_hz: float) -> di
     }
 
 
-def _settled_ledger(folder: Path) -> dict[str, object]:
+def _settled_ledger(folder: Path) -> dict[str, Any]:
     """The device's books, once its agent has heard of everything."""
     call = "from edge_agent.cli import main; main()"
     command = [sys.executable, "-c", call, "books", "--json", "-c", str(folder / "agent.toml")]
     deadline = time.monotonic() + _DRAIN_S
     while True:
         output = subprocess.run(command, capture_output=True, check=True, env=_environment()).stdout
-        ledger: dict[str, object] = json.loads(output)
+        ledger: dict[str, Any] = json.loads(output)
         if not ledger["books"][0]["spooled"] or time.monotonic() > deadline:
             return ledger
         time.sleep(1)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from schemas.ids import DeviceId, StreamName
 from schemas.receipts import decode_receipt
 from tests.fakes.lake_files import orphans
 from tests.faults.warm_roles import Role, WarmStart
+from tests.plant.broker import Broker, MakeBroker
 
 KILLS = int(os.environ.get("CATCHMENT_KILLS", "30"))
 SEED = int(os.environ.get("CATCHMENT_SEED", "1"))
@@ -89,7 +91,7 @@ class Fleet:
     def _hear(self, _client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
         device = message.topic.split("/")[2]
         streams = decode_receipt(bytes(message.payload)).settled
-        self.settled[device] = [tuple(span) for epochs in streams.values() for span in epochs.get(str(EPOCH), [])]
+        self.settled[device] = [(span[0], span[1]) for epochs in streams.values() for span in epochs.get(str(EPOCH), [])]
 
     def capture(self) -> None:
         for device in DEVICES:
@@ -119,39 +121,52 @@ class Fleet:
         self.client.reinitialise()
 
 
+Roles = dict[str, Role | Broker]
+
+
 @pytest.fixture(params=["with", "without"])
-def roles(request: pytest.FixtureRequest, make_broker: Callable[..., object], tmp_path: Path) -> Iterator[dict[str, object]]:
+def roles(request: pytest.FixtureRequest, make_broker: MakeBroker, tmp_path: Path) -> Iterator[Roles]:
     """The core's processes, and a broker with or without persistence: without, its sessions and queues die with it."""
     broker = make_broker(extra="" if request.param == "with" else "persistence false")
     chance = random.Random(SEED)
     lake = f'lake = "lake"\n[broker]\nport = {broker.port}\n'
     bridge = '[bridge]\nid = "bridge-{0}"\npartition = {0}\npartitions = 2\nseal_ms = 100\n'
     warm = WarmStart()
-    made: dict[str, object] = {"broker": broker}
+    made: Roles = {"broker": broker}
     for number in range(2):
         config = tmp_path / f"bridge-{number}.toml"
         config.write_text(lake + bridge.format(number))
-        made[config.stem] = Role(warm, lambda path=str(config): ("bridge", "-c", path), config.with_suffix(".log"))
+        made[config.stem] = Role(warm, partial(_words, "bridge", config), config.with_suffix(".log"))
     # Half of the loops settle their items themselves, half by a child, which they start with their configuration.
     for worker_pool in range(2):
         (tmp_path / f"run-{worker_pool}.toml").write_text(lake + f"[run]\ninterval_ms = 50\nworker_processes = {worker_pool}\n")
     made["run"] = Role(warm, lambda: ("run", "-c", str(tmp_path / f"run-{chance.randrange(2)}.toml")), tmp_path / "run.log")
-    for role in made.values():
-        if isinstance(role, Role):
-            role.start()
+    for each in made.values():
+        if isinstance(each, Role):
+            each.start()
     yield made
     warm.close()
 
 
-def kill(roles: dict[str, object], names: list[str]) -> None:
+def _words(command: str, config: Path) -> tuple[str, ...]:
+    return command, "-c", str(config)
+
+
+def role(roles: Roles, name: str) -> Role:
+    found = roles[name]
+    assert isinstance(found, Role)
+    return found
+
+
+def kill(roles: Roles, names: list[str]) -> None:
     for name in names:
-        role = roles[name]
-        role.end() if isinstance(role, Role) else role.kill()
+        victim = roles[name]
+        victim.end() if isinstance(victim, Role) else victim.kill()
     for name in names:
         roles[name].start()
 
 
-def send_on(roles: dict[str, object], fleet: Fleet, chance: random.Random) -> None:
+def send_on(roles: Roles, fleet: Fleet, chance: random.Random) -> None:
     """Half of the deaths come soon after a commit, in the middle of the next run; the others whenever they come."""
     until = time.monotonic() + (PATIENCE_S if chance.random() < 0.5 else chance.random())
     before = commits(roles)
@@ -162,16 +177,20 @@ def send_on(roles: dict[str, object], fleet: Fleet, chance: random.Random) -> No
     time.sleep(chance.random() * 0.5)
 
 
-def commits(roles: dict[str, object]) -> int:
-    log = roles["run"].log
+def commits(roles: Roles) -> int:
+    log = role(roles, "run").log
     return log.read_text().count("run_committed") if log.exists() else 0  # it may be just starting
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_whole_core_is_killed_again_and_again_and_every_sample_is_one_row(roles, kills, tmp_path) -> None:
+def test_the_whole_core_is_killed_again_and_again_and_every_sample_is_one_row(
+    roles: Roles, kills: Callable[[int], None], tmp_path: Path
+) -> None:
     chance = random.Random(SEED)
-    fleet = Fleet(roles["broker"].port)
+    broker = roles["broker"]
+    assert isinstance(broker, Broker)
+    fleet = Fleet(broker.port)
     began, killed = time.monotonic(), 0
     while killed < KILLS // 2:
         send_on(roles, fleet, chance)
@@ -184,12 +203,12 @@ def test_the_whole_core_is_killed_again_and_again_and_every_sample_is_one_row(ro
     while fleet.unsettled():
         assert time.monotonic() < deadline, fleet.unsettled()[:5]
         for name in ("bridge-0", "bridge-1", "run"):
-            roles[name].check_alive()
+            role(roles, name).check_alive()
         fleet.send()
         time.sleep(1)
     fleet.close()
     for name in ("bridge-0", "bridge-1", "run"):
-        roles[name].end(signal.SIGTERM)
+        role(roles, name).end(signal.SIGTERM)
     sys.stdout.write(f"{sum(fleet.captured.values())} samples, {commits(roles)} runs said\n")
     check(tmp_path / "lake", fleet.captured)
     maintain(lake_at(tmp_path / "lake"), Keep(0, 0, 0, 0, 0))

@@ -45,7 +45,6 @@ def start(request: Request) -> int:
     try:
         sys.argv = ["catchment", *request.start]
         catchment()
-        code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:  # noqa: BLE001 # a child of a fork must end here, whatever happens

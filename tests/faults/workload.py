@@ -146,7 +146,7 @@ def live(folder: Path, seed: int, steps: int) -> None:
 def sabotage(what: str) -> None:
     """Leave syncs out, to see that the simulator notices."""
     if what == "bodies":
-        payload_files.BodyFiles.sync = lambda _self: None  # type: ignore[method-assign]
+        payload_files.BodyFiles.sync = lambda self: None  # type: ignore[method-assign]
     elif what == "database":
         connect = database.connect_writer
 

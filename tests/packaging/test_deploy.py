@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +25,7 @@ MAX_EXPOSURE = {
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_an_example_for_the_agent_is_a_valid_configuration(repository_root, name):
+def test_an_example_for_the_agent_is_a_valid_configuration(repository_root: Path, name) -> None:
     config = load_agent_config(repository_root / f"deploy/edge/agent.{name}.toml")
     assert config.source
     for source in config.source:
@@ -34,19 +35,19 @@ def test_an_example_for_the_agent_is_a_valid_configuration(repository_root, name
         assert [column for column in renamed.values() if column != "event_time" and contract.column(column) is None] == []
 
 
-def test_the_example_for_the_core_is_a_valid_configuration(repository_root):
+def test_the_example_for_the_core_is_a_valid_configuration(repository_root: Path) -> None:
     config = load_core_config(repository_root / "deploy/core/core.example.toml")
     assert config.broker.tls is not None
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_an_example_for_the_agent_passes_its_own_check(repository_root, name):
+def test_an_example_for_the_agent_passes_its_own_check(repository_root: Path, name) -> None:
     found = check_file(repository_root / f"deploy/edge/agent.{name}.toml")
     assert found.faults == ()
     assert len(found.report_lines) >= 2
 
 
-def test_the_agents_container_copies_what_is_there_and_starts_a_command_the_wheel_offers(repository_root):
+def test_the_agents_container_copies_what_is_there_and_starts_a_command_the_wheel_offers(repository_root: Path) -> None:
     text = (repository_root / "deploy/edge/Containerfile").read_text()
     copied = [word for line in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE) for word in line.split()]
     assert len(copied) >= 6
@@ -55,7 +56,7 @@ def test_the_agents_container_copies_what_is_there_and_starts_a_command_the_whee
     assert '"/opt/catchment/bin/edge-agent"' in text
 
 
-def test_the_agents_unit_may_ask_whether_the_clock_is_right(repository_root):
+def test_the_agents_unit_may_ask_whether_the_clock_is_right(repository_root: Path) -> None:
     """Or every sample would be marked as taken by an unsynchronised clock."""
     text = (repository_root / "deploy/edge/catchment-agent.service").read_text()
     assert "\nSystemCallFilter=adjtimex" in text
@@ -63,7 +64,7 @@ def test_the_agents_unit_may_ask_whether_the_clock_is_right(repository_root):
 
 
 @pytest.mark.parametrize("unit", MAX_EXPOSURE)
-def test_a_unit_may_do_very_little(repository_root, unit):
+def test_a_unit_may_do_very_little(repository_root: Path, unit) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         pytest.skip("no systemd-analyze here; it comes with systemd")
@@ -79,7 +80,7 @@ def test_a_unit_may_do_very_little(repository_root, unit):
 
 
 @pytest.mark.parametrize("unit", MAX_EXPOSURE)
-def test_a_unit_starts_a_command_the_wheel_offers(repository_root, unit):
+def test_a_unit_starts_a_command_the_wheel_offers(repository_root: Path, unit) -> None:
     text = (repository_root / "deploy" / f"{unit}.service").read_text()
     (command,) = re.findall(r"^ExecStart=/opt/catchment/bin/(\S+)", text, re.MULTILINE)
     assert f'\n{command} = "' in (repository_root / "pyproject.toml").read_text()

@@ -31,7 +31,7 @@ def ours(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_our_containers_may_do_very_little(name):
+def test_our_containers_may_do_very_little(name) -> None:
     assert ours(name)
     for container in ours(name):
         rights = container["securityContext"]
@@ -42,7 +42,7 @@ def test_our_containers_may_do_very_little(name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_image_has_a_version(name):
+def test_every_image_has_a_version(name) -> None:
     text = (FOLDER / "kubernetes" / f"{name}.yaml").read_text()
     images = [line.split("image:")[1].strip() for line in text.splitlines() if "image:" in line]
     assert images
@@ -50,7 +50,7 @@ def test_every_image_has_a_version(name):
 
 
 @pytest.mark.parametrize("ordinal", [0, 1])
-def test_each_bridge_has_its_own_id_certificate_and_share(tmp_path, ordinal):
+def test_each_bridge_has_its_own_id_certificate_and_share(tmp_path: Path, ordinal: int) -> None:
     (found,) = [one for one in documents("core") if one["kind"] == "ConfigMap"]
     path = tmp_path / "bridge.toml"
     path.write_text(found["data"]["bridge.toml"].replace("@ORDINAL@", str(ordinal)))
@@ -62,7 +62,7 @@ def test_each_bridge_has_its_own_id_certificate_and_share(tmp_path, ordinal):
     assert config.remote is not None
 
 
-def test_the_run_loop_on_flink_is_given_options_that_it_takes(tmp_path):
+def test_the_run_loop_on_flink_is_given_options_that_it_takes(tmp_path: Path) -> None:
     (container,) = [one for one in ours("flink") if one["name"] == "run"]
     arguments = container["args"]
     options = list(itertools.dropwhile(lambda word: word != "--", arguments))[1:]
@@ -74,21 +74,21 @@ def test_the_run_loop_on_flink_is_given_options_that_it_takes(tmp_path):
     assert load_core_config(tmp_path / "run.toml").remote is not None
 
 
-def test_the_job_server_is_of_the_version_that_is_locked():
+def test_the_job_server_is_of_the_version_that_is_locked() -> None:
     lock = (FOLDER.parents[1] / "requirements.lock").read_text()
     (version,) = {line.split("==")[1].split()[0] for line in lock.splitlines() if line.startswith("apache-beam==")}
     images = [container["image"] for pod in pods("flink") for container in pod["containers"]]
     assert any(image.endswith(f"_job_server:{version}") for image in images)
 
 
-def test_the_configuration_for_dataflow_is_one_that_the_core_takes():
+def test_the_configuration_for_dataflow_is_one_that_the_core_takes() -> None:
     config = load_core_config(FOLDER / "dataflow" / "run.toml")
     engine = Engine(config.run.runner, config.run.beam_options, config.run.dask_workers)
     assert engine.kind is RunnerKind.DATAFLOW
     assert config.remote is not None
 
 
-def test_the_image_is_made_of_what_a_checkout_has():
+def test_the_image_is_made_of_what_a_checkout_has() -> None:
     text = (FOLDER / "Containerfile").read_text()
     copied = [line.split()[1] for line in text.splitlines() if line.startswith("COPY")]
     assert copied == ["requirements.lock", "dist/"]

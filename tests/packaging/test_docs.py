@@ -55,7 +55,7 @@ def _keys(*forms):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_link_leads_somewhere(name):
+def test_every_link_leads_somewhere(name) -> None:
     page = ROOT / name
     broken = []
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
@@ -74,21 +74,21 @@ def _anchors(page):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_file_named_in_a_page_exists(name):
+def test_every_file_named_in_a_page_exists(name) -> None:
     text = (ROOT / name).read_text()
     named = set(re.findall(r"`((?:catchment|edge_agent|pipelines|schemas|tests|deploy|docs|scripts|bench)/[\w./-]*\w/?)`", text))
     assert sorted(path for path in named if not (ROOT / path).exists()) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_make_target_named_in_a_page_exists(name):
+def test_every_make_target_named_in_a_page_exists(name) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     code = re.findall(r"(?:`|^)make ([a-z-]+)", (ROOT / name).read_text(), re.MULTILINE)
     assert sorted(set(code) - targets) == []
 
 
 @pytest.mark.parametrize("page", ["contracts.md", "data-engineer/running.md"])
-def test_the_pages_name_the_contracts_that_ship_and_count_them_right(page):
+def test_the_pages_name_the_contracts_that_ship_and_count_them_right(page: str) -> None:
     text = " ".join((ROOT / "docs" / page).read_text().split())
     [(count, names)] = re.findall(r"(\w+) ship with Catchment[^:]*: ((?:`\w+`(?:, | and )?)+)\.", text)
     assert sorted(re.findall(r"`(\w+)`", names)) == sorted(contract.NAMES)
@@ -124,7 +124,7 @@ def test_the_pages_name_the_contracts_that_ship_and_count_them_right(page):
         ],
     ],
 )
-def test_every_configuration_key_is_told(page, form, key):
+def test_every_configuration_key_is_told(page, form, key) -> None:
     assert f"`{key}`" in (ROOT / "docs" / page).read_text(), f"{form}.{key} is not in docs/{page}"
 
 
@@ -142,7 +142,7 @@ def test_every_configuration_key_is_told(page, form, key):
         ("data-engineer/reference.md", DirectorConfig),
     ],
 )
-def test_every_default_is_told_as_it_is(page, form):
+def test_every_default_is_told_as_it_is(page: str, form) -> None:
     text = (ROOT / "docs" / page).read_text()
     wrong = []
     for field in msgspec.structs.fields(form):

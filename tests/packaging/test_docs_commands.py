@@ -9,12 +9,12 @@ import pytest
 import typer
 import typer.main
 
-from edge_agent.cli import app as edge_app
+from edge_agent.commands.root import app as edge_app
 from pipelines.commands.root import app as core_app
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
-COMMANDS = {"edge-agent": typer.main.get_command(edge_app), "catchment": typer.main.get_command(core_app)}
+COMMANDS: dict[str, Any] = {"edge-agent": typer.main.get_command(edge_app), "catchment": typer.main.get_command(core_app)}
 # Reads like a command and is none: the text that a policy's signature begins with.
 NO_COMMAND = "`catchment edge policy 1`"
 ANYWHERE = {"--help", "--show-completion", "--install-completion"}
@@ -69,11 +69,11 @@ def faults(program: str, words: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_command_and_option_named_in_a_page_exists(page):
+def test_every_command_and_option_named_in_a_page_exists(page) -> None:
     assert [fault for program, words in named(page.read_text()) for fault in faults(program, words)] == []
 
 
-def test_commands_are_found_where_pages_name_them_and_wrong_ones_are_told():
+def test_commands_are_found_where_pages_name_them_and_wrong_ones_are_told() -> None:
     page = (
         '```sh\neval "$(edge-agent --show-completion bash)"\nedge-agent check -c x.toml && edge-agent spool lss -c y\n'
         "catchment run \\\n  --nonsense 3\n```\n`edge-agent park ls|replay` and `edge-agent doctor --prob`; edge-agent nothing\n"
@@ -86,7 +86,7 @@ def test_commands_are_found_where_pages_name_them_and_wrong_ones_are_told():
     ]
 
 
-def test_every_command_is_told_somewhere():
+def test_every_command_is_told_somewhere() -> None:
     documented = {(program, words[0]) for page in PAGES for program, words in named(page.read_text())}
     for program, command in COMMANDS.items():
         assert sorted(name for name in command.list_commands(typer.Context(command)) if (program, name) not in documented) == []

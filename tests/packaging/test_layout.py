@@ -38,7 +38,6 @@ STANDS_ALONE = {
     "edge_agent.inspect.text": "each inspector is one module",
     "edge_agent.models.desired": "a decision about trust, read by itself",
     "edge_agent.run": "the program's entry must import it late",
-    "pipelines.lake.storage": "goes into the store of buckets",
 }
 
 
@@ -46,14 +45,14 @@ def _modules(root: Path) -> list[Path]:
     return [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
 
 
-def test_import_arrows_hold(repository_root):
+def test_import_arrows_hold(repository_root: Path) -> None:
     linter = shutil.which("lint-imports", path=str(Path(sys.executable).parent))
     assert linter, "lint-imports is not installed beside this Python; run make setup"
     done = subprocess.run([linter, "--no-cache"], cwd=repository_root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_no_module_is_too_long_to_read(repository_root):
+def test_no_module_is_too_long_to_read(repository_root: Path) -> None:
     lengths = {str(path.relative_to(repository_root)): len(path.read_text().splitlines()) for path in _modules(repository_root)}
     assert {name: count for name, count in lengths.items() if count > MAX_MODULE_LINES} == {}
 
@@ -64,7 +63,7 @@ def _line_count(function: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[st
     return sum(bool(line.strip()) for line in lines[body[0].lineno - 1 : function.end_lineno]) if body else 0
 
 
-def test_no_function_is_too_long_to_read(repository_root):
+def test_no_function_is_too_long_to_read(repository_root: Path) -> None:
     long = {}
     for path in _modules(repository_root):
         text = path.read_text()
@@ -87,7 +86,7 @@ def _imports(path: Path, modules: set[str]) -> set[str]:
     return found & modules
 
 
-def test_no_small_module_serves_one_other_alone(repository_root):
+def test_no_small_module_serves_one_other_alone(repository_root: Path) -> None:
     """Else a reader opens two files for one thought."""
     paths = {".".join(path.relative_to(repository_root).with_suffix("").parts): path for path in _modules(repository_root)}
     importers: dict[str, set[str]] = {name: set() for name in paths}
@@ -107,12 +106,12 @@ def test_no_small_module_serves_one_other_alone(repository_root):
     assert STANDS_ALONE.keys() - alone.keys() == set(), "these need no reason any more; remove them"
 
 
-def test_no_module_has_a_name_that_says_nothing(repository_root):
+def test_no_module_has_a_name_that_says_nothing(repository_root: Path) -> None:
     names = [path for path in _modules(repository_root) if path.stem in EMPTY_NAMES or path.parent.name in EMPTY_NAMES]
     assert names == []
 
 
-def test_every_module_says_what_it_is_for(repository_root):
+def test_every_module_says_what_it_is_for(repository_root: Path) -> None:
     silent = [
         str(path.relative_to(repository_root))
         for path in _modules(repository_root)
@@ -121,7 +120,7 @@ def test_every_module_says_what_it_is_for(repository_root):
     assert silent == []
 
 
-def test_no_error_is_passed_over_without_a_word(repository_root):
+def test_no_error_is_passed_over_without_a_word(repository_root: Path) -> None:
     """An except clause whose whole body is `pass` must say beside it why nothing is to be done."""
     silent = []
     for path in _modules(repository_root):
@@ -135,7 +134,7 @@ def test_no_error_is_passed_over_without_a_word(repository_root):
     assert silent == []
 
 
-def test_files_take_their_place_only_through_the_atomic_module(repository_root):
+def test_files_take_their_place_only_through_the_atomic_module(repository_root: Path) -> None:
     """A rename without the fsyncs around it can lose the file in a power cut."""
     strays = [
         f"{path.relative_to(repository_root)}:{number}"
@@ -155,7 +154,7 @@ def _identifiers(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield line, word
 
 
-def test_no_identifier_is_told_said_or_asked(repository_root):
+def test_no_identifier_is_told_said_or_asked(repository_root: Path) -> None:
     """Serialised names that hold such a word stay: they stand in strings (`rename=`, a column's name), which this leaves out."""
     found = [
         f"{path.relative_to(repository_root)}:{line}: {word}"
@@ -166,7 +165,7 @@ def test_no_identifier_is_told_said_or_asked(repository_root):
     assert found == []
 
 
-def test_every_logger_is_named_log(repository_root):
+def test_every_logger_is_named_log(repository_root: Path) -> None:
     found = [
         f"{path.relative_to(repository_root)}:{number}"
         for path in _modules(repository_root)
@@ -176,7 +175,7 @@ def test_every_logger_is_named_log(repository_root):
     assert found == []
 
 
-def test_every_log_event_is_a_literal_in_snake_case(repository_root):
+def test_every_log_event_is_a_literal_in_snake_case(repository_root: Path) -> None:
     found, count = [], 0
     for path in _modules(repository_root):
         name = str(path.relative_to(repository_root))
@@ -192,7 +191,7 @@ def test_every_log_event_is_a_literal_in_snake_case(repository_root):
     assert count > 150
 
 
-def test_connections_to_a_broker_are_made_in_one_place(repository_root):
+def test_connections_to_a_broker_are_made_in_one_place(repository_root: Path) -> None:
     """A client made elsewhere would have its own TLS, time-outs and causes."""
     makers = [
         str(path.relative_to(repository_root)) for path in _modules(repository_root) if "CallbackAPIVersion" in path.read_text()
@@ -200,7 +199,7 @@ def test_connections_to_a_broker_are_made_in_one_place(repository_root):
     assert makers == ["catchment/runtime/mqtt_link.py"]
 
 
-def test_every_dependency_is_argued_for(repository_root):
+def test_every_dependency_is_argued_for(repository_root: Path) -> None:
     project = tomllib.loads((repository_root / "pyproject.toml").read_text())["project"]
     requirements = project["dependencies"] + [one for extra in project["optional-dependencies"].values() for one in extra]
     names = {re.split(r"[\[<>=!~; ]", requirement)[0] for requirement in requirements} - {"catchment"}
@@ -209,7 +208,7 @@ def test_every_dependency_is_argued_for(repository_root):
     assert sorted(argued - names) == [], "no longer dependencies; remove them from docs/dependencies.md"
 
 
-def test_the_locks_hold_hashes_and_no_index_host(repository_root):
+def test_the_locks_hold_hashes_and_no_index_host(repository_root: Path) -> None:
     for name in ("requirements.lock", "requirements-agent.lock"):
         text = (repository_root / name).read_text()
         pinned = re.findall(r"^[a-z0-9].*==", text, re.MULTILINE)
@@ -219,7 +218,7 @@ def test_the_locks_hold_hashes_and_no_index_host(repository_root):
         assert not re.search(r"^-", text, re.MULTILINE)
 
 
-def test_the_agents_lock_is_a_part_of_the_whole_lock(repository_root):
+def test_the_agents_lock_is_a_part_of_the_whole_lock(repository_root: Path) -> None:
     def pins(name: str) -> set[str]:
         return set(re.findall(r"^([a-z0-9][a-z0-9._-]*==[^ ;\\]+)", (repository_root / name).read_text(), re.MULTILINE))
 

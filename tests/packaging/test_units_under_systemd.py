@@ -159,7 +159,7 @@ def more_rows_arrive(machine: BootedMachine, stream: str = "vehicle_telemetry") 
     eventually(lambda: rows(machine, stream) > before, machine.journal)
 
 
-def test_what_the_agent_captures_becomes_rows_and_its_books_balance(machine):
+def test_what_the_agent_captures_becomes_rows_and_its_books_balance(machine: BootedMachine) -> None:
     more_rows_arrive(machine)
     assert json.loads(machine.run("edge-agent", "books", "-c", "/etc/catchment/agent.toml", "--json"))["is_balanced"]
     for unit in (AGENT, BRIDGE, RUN, "catchment-watch", "mosquitto"):
@@ -170,7 +170,7 @@ def test_what_the_agent_captures_becomes_rows_and_its_books_balance(machine):
     assert machine.run("stat", "-c", "%a %U", "/etc/catchment/device.key").split() == ["600", "root"]
 
 
-def test_agent_and_core_on_one_machine_leave_each_other_alone(machine):
+def test_agent_and_core_on_one_machine_leave_each_other_alone(machine: BootedMachine) -> None:
     """With one state folder for both, systemd moved the agent's spool away under its feet."""
     machine.run("systemctl", "restart", BRIDGE, RUN)
     machine.run("systemctl", "restart", AGENT)
@@ -180,7 +180,7 @@ def test_agent_and_core_on_one_machine_leave_each_other_alone(machine):
     assert machine.run("stat", "-c", "%U", "/var/lib/catchment-core/lake").strip() == "catchment"
 
 
-def test_a_reload_takes_a_new_source_and_keeps_the_process(machine):
+def test_a_reload_takes_a_new_source_and_keeps_the_process(machine: BootedMachine) -> None:
     before = machine.shows(AGENT, "MainPID")
     configure(machine, '[[source]]\nkind = "syslog"\nstream = "log_line"\noptions = { listen = ["udp://127.0.0.1:5514"] }\n')
     machine.run("systemctl", "reload", AGENT)
@@ -191,14 +191,14 @@ def test_a_reload_takes_a_new_source_and_keeps_the_process(machine):
 
 
 @pytest.mark.parametrize("unit", [AGENT, BRIDGE, RUN])
-def test_what_is_killed_is_back_by_itself_and_nothing_is_lost(machine, unit):
+def test_what_is_killed_is_back_by_itself_and_nothing_is_lost(machine: BootedMachine, unit) -> None:
     before = machine.shows(unit, "MainPID")
     machine.run("systemctl", "kill", "--signal=SIGKILL", unit)
     eventually(lambda: is_running(machine, unit, before), machine.journal)
     more_rows_arrive(machine)
 
 
-def test_an_agent_that_hangs_is_started_again_by_the_watchdog(machine):
+def test_an_agent_that_hangs_is_started_again_by_the_watchdog(machine: BootedMachine) -> None:
     drop_in(machine, "watchdog", "WatchdogSec=20s\nTimeoutAbortSec=1s\n")
     before = machine.shows(AGENT, "MainPID")
     machine.run("kill", "-STOP", before)
@@ -208,14 +208,14 @@ def test_an_agent_that_hangs_is_started_again_by_the_watchdog(machine):
 
 
 @pytest.mark.parametrize("unit", [AGENT, BRIDGE, RUN, "catchment-watch"])
-def test_a_stop_is_clean_and_in_time(machine, unit):
+def test_a_stop_is_clean_and_in_time(machine: BootedMachine, unit) -> None:
     machine.run("systemctl", "stop", unit, timeout_s=100)
     assert machine.shows(unit, "Result") == "success", machine.journal("-u", unit)
     machine.run("systemctl", "start", unit)
     more_rows_arrive(machine)
 
 
-def test_a_drop_in_as_documented_lets_the_agent_take_pictures_from_a_folder_of_a_group(machine):
+def test_a_drop_in_as_documented_lets_the_agent_take_pictures_from_a_folder_of_a_group(machine: BootedMachine) -> None:
     machine.run("bash", "-euc", "groupadd camera; install -d -m 2770 -g camera /var/spool/camera")
     drop_in(
         machine,
@@ -230,7 +230,7 @@ def test_a_drop_in_as_documented_lets_the_agent_take_pictures_from_a_folder_of_a
     assert machine.run("ls", "/var/spool/camera") == ""
 
 
-def test_addresses_that_the_unit_forbids_cannot_be_reached(machine):
+def test_addresses_that_the_unit_forbids_cannot_be_reached(machine: BootedMachine) -> None:
     """Of an agent that is allowed the loopback alone, to an address of the same machine that is none."""
     if not machine.shows(AGENT, "IPEgressBytes").isdigit():
         pytest.skip("this kernel or its control groups have no rules for a unit's addresses")
@@ -246,7 +246,7 @@ def test_addresses_that_the_unit_forbids_cannot_be_reached(machine):
     more_rows_arrive(machine)
 
 
-def test_maintenance_runs_from_its_timer_and_watch_tells_what_goes_on(machine):
+def test_maintenance_runs_from_its_timer_and_watch_tells_what_goes_on(machine: BootedMachine) -> None:
     assert machine.shows("catchment-maintain.timer", "ActiveState") == "active"
     machine.run("systemctl", "start", "catchment-maintain", timeout_s=100)
     assert machine.shows("catchment-maintain", "Result") == "success", machine.journal("-u", "catchment-maintain")
@@ -255,7 +255,7 @@ def test_maintenance_runs_from_its_timer_and_watch_tells_what_goes_on(machine):
     more_rows_arrive(machine)
 
 
-def test_the_model_server_starts_under_its_unit(machine):
+def test_the_model_server_starts_under_its_unit(machine: BootedMachine) -> None:
     machine.run("bash", "-euc", "cd /mnt/ca; install -m 0644 models.pem models.toml /etc/catchment/")
     machine.run("bash", "-euc", "cd /mnt/ca; install -m 0600 -o catchment models.key /etc/catchment/")
     machine.run("systemctl", "start", "catchment-models")
@@ -264,12 +264,12 @@ def test_the_model_server_starts_under_its_unit(machine):
     assert machine.shows("catchment-models", "Result") == "success"
 
 
-def test_a_broker_that_is_started_again_is_found_again(machine):
+def test_a_broker_that_is_started_again_is_found_again(machine: BootedMachine) -> None:
     machine.run("systemctl", "restart", "mosquitto")
     more_rows_arrive(machine)
 
 
-def test_an_upgrade_restarts_what_runs_and_a_removal_keeps_what_nobody_confirmed(machine):
+def test_an_upgrade_restarts_what_runs_and_a_removal_keeps_what_nobody_confirmed(machine: BootedMachine) -> None:
     before = machine.shows(AGENT, "MainPID")
     machine.run("bash", "-c", "dpkg --install /mnt/catchment-agent_*.deb")
     eventually(lambda: is_running(machine, AGENT, before), machine.journal)

@@ -45,7 +45,7 @@ print("imported", len(sys.argv[2].split(",")))
 
 
 @pytest.fixture(scope="module")
-def wheel(repository_root, tmp_path_factory) -> Path:
+def wheel(repository_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(repository_root)],
@@ -64,13 +64,13 @@ def _modules(root: Path, package: str) -> list[str]:
     return [name for name in found if not name.endswith("__main__")]
 
 
-def test_the_wheel_ships_exactly_three_packages(wheel):
+def test_the_wheel_ships_exactly_three_packages(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         tops = {name.split("/")[0] for name in archive.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == PACKAGES
 
 
-def test_the_wheel_ships_every_module_and_every_contract_of_the_checkout(wheel, repository_root):
+def test_the_wheel_ships_every_module_and_every_contract_of_the_checkout(wheel: Path, repository_root: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         shipped = set(archive.namelist())
     expected = {
@@ -83,7 +83,7 @@ def test_the_wheel_ships_every_module_and_every_contract_of_the_checkout(wheel, 
     assert sorted(expected - shipped) == []
 
 
-def test_the_wheel_offers_the_two_commands(wheel):
+def test_the_wheel_offers_the_two_commands(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (entry,) = [name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt")]
         text = archive.read(entry).decode()
@@ -91,7 +91,7 @@ def test_the_wheel_offers_the_two_commands(wheel):
     assert "catchment = pipelines.cli:main" in text
 
 
-def test_every_module_of_the_agent_imports_without_the_core_libraries(repository_root, tmp_path):
+def test_every_module_of_the_agent_imports_without_the_core_libraries(repository_root: Path, tmp_path: Path) -> None:
     modules = [name for name in _modules(repository_root, "edge_agent") if name not in NEEDS_AN_EXTRA]
     modules += _modules(repository_root, "schemas")
     done = subprocess.run(
@@ -105,7 +105,7 @@ def test_every_module_of_the_agent_imports_without_the_core_libraries(repository
     assert done.stdout.split() == ["imported", str(len(modules))]
 
 
-def test_the_blocked_libraries_cover_every_extra(repository_root):
+def test_the_blocked_libraries_cover_every_extra(repository_root: Path) -> None:
     """A library added to an extra must be blocked above, or the bare install could come to need it unseen."""
     project = tomllib.loads((repository_root / "pyproject.toml").read_text())["project"]
     imports = {"apache-beam": "apache_beam", "pyyaml": "yaml", "pillow": "PIL", "scikit-learn": "sklearn", "python-can": "can"}

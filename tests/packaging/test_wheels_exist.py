@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,7 @@ WANTED = [(python, machine) for python in ("3.11", "3.12", "3.13") for machine i
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("python", "machine"), WANTED)
-def test_every_locked_package_of_the_agent_has_a_wheel(repository_root, python, machine):
+def test_every_locked_package_of_the_agent_has_a_wheel(repository_root: Path, python, machine) -> None:
     command = [sys.executable, str(repository_root / "scripts/check_wheels.py"), "--python", python, "--machine", machine]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == EXIT_RETRY:
@@ -20,7 +21,7 @@ def test_every_locked_package_of_the_agent_has_a_wheel(repository_root, python, 
     assert done.returncode == 0, done.stderr
 
 
-def test_a_package_without_a_wheel_is_named(repository_root, tmp_path, monkeypatch):
+def test_a_package_without_a_wheel_is_named(repository_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked of an index that has nothing at all, it names what is missing and does not call it a broken network."""
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")

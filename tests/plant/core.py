@@ -19,6 +19,8 @@ from pipelines.errors import RetryLaterError
 from pipelines.ingest.chips.commit import commit_cut
 from pipelines.ingest.chips.loop import ChipLoop, Commit
 from pipelines.ingest.loop import RunLoop
+from pipelines.ingest.receipt_sender import ReceiptSender
+from pipelines.ingest.receipts import Publisher
 from pipelines.runners.engine import Engine
 from schemas.contract import Contract
 from schemas.envelope import ARROW_STREAM, EnvelopeHead, Span
@@ -64,14 +66,16 @@ class Core:
 
     root: Path
     landing: Landing
-    mailbox: Mailbox
+    mailbox: Mailbox  # what it publishes to, unless a test gives another
     config: CoreConfig
 
-    def loop(self) -> RunLoop:
-        return RunLoop(self.config, self.mailbox, SystemClock(), Engine("FnApiRunner"))
+    def loop(self, publisher: Publisher | ReceiptSender | None = None) -> RunLoop:
+        """A loop that publishes to the mailbox, or to another."""
+        return RunLoop(self.config, publisher or self.mailbox, SystemClock(), Engine("FnApiRunner"))
 
-    def run(self) -> RunLoop:
-        loop = self.loop()
+    def run(self, publisher: Publisher | ReceiptSender | None = None) -> RunLoop:
+        """Take everything that has landed; the loop afterwards."""
+        loop = self.loop(publisher)
         while loop.step():
             pass
         cut_all(self.config, loop)

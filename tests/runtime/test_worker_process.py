@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from catchment.runtime.worker.process import WorkerProcess, WorkerSpec
 TARGETS = "tests.runtime.worker_targets"
 
 
-def _spec(name: str = "obedient", options: bytes = b"", **limits: float) -> WorkerSpec:
+def _spec(name: str = "obedient", options: bytes = b"", **limits: Any) -> WorkerSpec:
     return WorkerSpec(target=f"{TARGETS}:{name}", options=options, limits=WorkerLimits(**limits))
 
 

@@ -128,7 +128,12 @@ def parting(options: bytes, _note: Callable[[bytes], None]) -> Callable[[bytes],
     return lambda request: request
 
 
-_VERBS = {
+def _sleep(seconds: float) -> bytes:
+    time.sleep(seconds)
+    return b"slept"
+
+
+_VERBS: dict[bytes, Callable[[bytes, bytes, Callable[[bytes], None]], bytes]] = {
     b"notes": _notes,
     b"echo": lambda rest, options, _note: options + rest,
     b"environment": _environment,
@@ -138,7 +143,7 @@ _VERBS = {
     b"kill": _kill,
     b"segfault": _segfault,
     b"exit": lambda rest, _options, _note: os._exit(int(rest)),
-    b"sleep": lambda rest, _options, _note: time.sleep(float(rest)) or b"slept",
+    b"sleep": lambda rest, _options, _note: _sleep(float(rest)),
     b"spin": _spin,
     b"chatter": _chatter,
     b"write": _write,

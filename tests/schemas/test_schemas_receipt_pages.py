@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import SchemaError
+from schemas.ids import StreamName
 from schemas.ranges import Ranges
 from schemas.receipts import MIN_PAGE_BYTES, Floor, Receipt, RefusedStream, decode_receipt, encode_receipt, receipt_pages
 
@@ -33,19 +34,23 @@ def test_pages_fit_and_together_say_what_the_receipt_says(receipt: Receipt, max_
     assert [(page.page, page.pages, page.run) for page in pages] == [(n, len(pages), receipt.run) for n in range(len(pages))]
     for stream, epochs in receipt.settled.items():
         for epoch in epochs:
-            ranges = [page.ranges(stream, int(epoch)) for page in pages]
-            assert Ranges.of(span for one in ranges for span in one) == receipt.ranges(stream, int(epoch))
-            assert sum(one.count for one in ranges) == receipt.ranges(stream, int(epoch)).count
+            name = StreamName(stream)
+            ranges = [page.ranges(name, int(epoch)) for page in pages]
+            assert Ranges.of(span for one in ranges for span in one) == receipt.ranges(name, int(epoch))
+            assert sum(one.count for one in ranges) == receipt.ranges(name, int(epoch)).count
     assert {stream: floor for page in pages for stream, floor in page.floors.items()} == receipt.floors
     refused = {stream: one for page in pages for stream, one in page.refused.items()}
     assert refused.keys() == receipt.refused.keys()
     assert all(one.quarantined == receipt.refused[stream].quarantined for stream, one in refused.items())
 
 
+ALPHA = StreamName("alpha")
+
+
 def test_the_first_page_settles_the_most_for_a_device_that_knows_of_no_others() -> None:
     spans = [(100 * n, 100 * n + 1 + (50 if n % 10 == 0 else 0)) for n in range(200)]
     first, *others = receipt_pages(Receipt(1, {"alpha": {"7": spans}}), 600)
-    assert first.ranges("alpha", 7).count > max(page.ranges("alpha", 7).count for page in others)
+    assert first.ranges(ALPHA, 7).count > max(page.ranges(ALPHA, 7).count for page in others)
 
 
 def test_a_page_of_no_room_is_refused_with_the_room_it_needs() -> None:

@@ -1,6 +1,7 @@
 """Times and numbers as people write them are read exactly, or refused with the setting that is missing."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -149,7 +150,8 @@ def test_a_number_that_is_not_so_written_is_refused_and_never_read_as_another() 
 
 
 def test_forms_that_name_no_instant_are_refused_before_anything_is_read() -> None:
-    for wrong in ({"format": "%H:%M"}, {"format": "%Y %Z"}, {"format": "%Y", "unit": "s"}, {"format": "%Y %Q"}):
+    wrongs: list[dict[str, Any]] = [{"format": "%H:%M"}, {"format": "%Y %Z"}, {"format": "%Y", "unit": "s"}, {"format": "%Y %Q"}]
+    for wrong in wrongs:
         with pytest.raises(WrittenValueError):
             TimeForm(**wrong)
     for name in ("Mars/Phobos", "../../etc/passwd", "Europe", "x" * 300, "a\0b"):

@@ -2,7 +2,9 @@
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -35,9 +37,10 @@ from schemas.rollout import DesiredModels, decode_desired, decode_piece_request,
 from schemas.signed_document import DocumentKind, decode_body, decode_document, decode_message
 from schemas.signed_document import signing_bytes as document_bytes
 from schemas.topics import Kind, Topics
+from tests.plant.present import present
 
 VECTORS = Path(__file__).resolve().parent.parent.parent / "docs" / "vectors"
-WORDS = {
+WORDS: dict[str, tuple[Callable[[bytes], Any], Callable[[Any], bytes]]] = {
     "receipt": (decode_receipt, encode_receipt),
     "receipt-floor": (decode_receipt, encode_receipt),
     "receipt-page": (decode_receipt, encode_receipt),
@@ -50,7 +53,10 @@ WORDS = {
     "edge-policy": (decode_signed_edge_policy, encode_signed_edge_policy),
     "piece-request": (decode_piece_request, encode_piece_request),
 }
-DOCUMENTS = {"desired-signed": (DocumentKind.DESIRED, DesiredModels), "edge-policy-signed": (DocumentKind.EDGE_POLICY, EdgeRules)}
+DOCUMENTS: dict[str, tuple[DocumentKind, type[DesiredModels | EdgeRules]]] = {
+    "desired-signed": (DocumentKind.DESIRED, DesiredModels),
+    "edge-policy-signed": (DocumentKind.EDGE_POLICY, EdgeRules),
+}
 ENVELOPES = (
     "envelope-arrow",
     "envelope-arrow-zstd",
@@ -70,15 +76,15 @@ def load(name):
 def head_of(document, properties):
     address = Topics().parse(document["topic"])
     assert address.kind is Kind.UP
-    return read_head(address.device, address.stream, document["content_type"], properties)
+    return read_head(address.device, present(address.stream), document["content_type"], properties)
 
 
-def test_every_vector_is_tried():
+def test_every_vector_is_tried() -> None:
     assert {path.stem for path in VECTORS.glob("*.json")} == {*WORDS, *ENVELOPES, *DOCUMENTS, "part", "part-query"}
 
 
 @pytest.mark.parametrize("name", WORDS)
-def test_a_word_of_the_wire_decodes_and_encodes_to_the_same_bytes(name):
+def test_a_word_of_the_wire_decodes_and_encodes_to_the_same_bytes(name) -> None:
     decode, encode = WORDS[name]
     _, body, _ = load(name)
     assert encode(decode(body)) == body
@@ -87,13 +93,13 @@ def test_a_word_of_the_wire_decodes_and_encodes_to_the_same_bytes(name):
 @pytest.mark.parametrize(
     "name", ["envelope-arrow", "envelope-arrow-zstd", "envelope-arrow-unset-clock", "envelope-arrow-payload", "envelope-json"]
 )
-def test_the_properties_of_an_envelope_read_and_write_to_the_same_pairs(name):
+def test_the_properties_of_an_envelope_read_and_write_to_the_same_pairs(name: str) -> None:
     document, _, properties = load(name)
     assert head_of(document, properties).to_properties() == properties
 
 
 @pytest.mark.parametrize("name", ARROW)
-def test_an_arrow_body_opens_with_arrow_alone_and_fits_its_head_and_contract(name):
+def test_an_arrow_body_opens_with_arrow_alone_and_fits_its_head_and_contract(name) -> None:
     document, body, properties = load(name)
     head = head_of(document, properties)
     plain = zstandard.decompress(body) if head.encoding else body
@@ -112,14 +118,14 @@ def test_an_arrow_body_opens_with_arrow_alone_and_fits_its_head_and_contract(nam
         assert reader.read_all() == pa.Table.from_batches([batch])
 
 
-def test_the_compressed_body_holds_the_plain_one():
+def test_the_compressed_body_holds_the_plain_one() -> None:
     _, plain, _ = load("envelope-arrow")
     _, packed, _ = load("envelope-arrow-zstd")
     assert zstandard.decompress(packed) == plain
 
 
 @pytest.mark.parametrize(("name", "count"), [("envelope-json", 1), ("envelope-json-bare", 2)])
-def test_a_json_body_gives_rows_of_its_contract(name, count):
+def test_a_json_body_gives_rows_of_its_contract(name: str, count: int) -> None:
     document, body, properties = load(name)
     head = head_of(document, properties)
     rows = rows_from_json(body, builtin_contract(head.stream), received_us=0)
@@ -129,15 +135,15 @@ def test_a_json_body_gives_rows_of_its_contract(name, count):
 
 
 @pytest.mark.parametrize("name", ["part", "part-query"])
-def test_a_part_reads_and_writes_to_the_same_pairs(name):
+def test_a_part_reads_and_writes_to_the_same_pairs(name: str) -> None:
     document, body, properties = load(name)
     address = Topics().parse(document["topic"])
-    part = read_part_head(address.digest, len(body), properties)
+    part = read_part_head(present(address.digest), len(body), properties)
     assert part.to_properties() == properties
     assert part.is_query == (name == "part-query")
 
 
-def test_the_rules_of_a_signed_policy_are_what_the_key_signed():
+def test_the_rules_of_a_signed_policy_are_what_the_key_signed() -> None:
     document, body, _ = load("edge-policy")
     signed = decode_signed_edge_policy(body)
     key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(document["public_key_hex"]))
@@ -148,7 +154,7 @@ def test_the_rules_of_a_signed_policy_are_what_the_key_signed():
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_a_signed_document_is_what_the_key_signed_and_holds_its_order(name):
+def test_a_signed_document_is_what_the_key_signed_and_holds_its_order(name) -> None:
     facts, body, _ = load(name)
     kind, form = DOCUMENTS[name]
     message = decode_message(body)
@@ -167,7 +173,7 @@ def test_a_signed_document_is_what_the_key_signed_and_holds_its_order(name):
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_beside_a_signed_document_the_release_before_finds_what_it_reads(name):
+def test_beside_a_signed_document_the_release_before_finds_what_it_reads(name) -> None:
     _, body, _ = load(name)
     decode = decode_desired if name == "desired-signed" else decode_signed_edge_policy
     assert decode(body) == decode(load(name.removesuffix("-signed"))[1])

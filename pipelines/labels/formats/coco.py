@@ -9,6 +9,7 @@ import msgspec
 from catchment.runtime.atomic_files import write_atomic
 from pipelines.labels.drawn import Drawn, ForeignFile, LabelKind, LabelTask
 from pipelines.labels.formats.reading import read_json
+from pipelines.labels.run_lengths import counts_of_text
 
 _SHAPES = (LabelKind.BOX, LabelKind.POLYGON, LabelKind.MASK)
 
@@ -142,20 +143,3 @@ def _annotation(label: Drawn, number: int, image: int, category: int) -> dict[st
     made |= {"attributes": attributes} if attributes else {}
     made |= {"iscrowd": 1} if label.attributes.get("iscrowd") else {}
     return made | ({"catchment": {"author": label.author}} if label.author else {})
-
-
-def counts_of_text(text: str) -> list[int]:
-    """Run lengths of COCO's compressed text: six bits a character, differences from the run before the last."""
-    counts: list[int] = []
-    at = 0
-    while at < len(text):
-        value, shift, more = 0, 0, True
-        while more and at < len(text):
-            piece = ord(text[at]) - 48
-            value |= (piece & 0x1F) << (5 * shift)
-            more = bool(piece & 0x20)
-            at, shift = at + 1, shift + 1
-            if not more and piece & 0x10:
-                value |= -1 << (5 * shift)
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-    return counts

@@ -1,4 +1,7 @@
-"""Folders of masks: a grey PNG a picture, each value a class by classes.txt (line 1 is value 0, which means no class)."""
+"""Folders of masks: a grey PNG a picture, each value a class by classes.txt (line 1 is value 0, which means no class).
+
+Stands alone because each format is one module.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -10,9 +13,9 @@ from catchment.runtime.atomic_files import write_atomic
 from pipelines.errors import RefusedError
 from pipelines.labels.drawn import Drawn, ForeignFile, LabelKind, LabelTask
 from pipelines.labels.formats.reading import files_of, read_body, shapes_of
+from pipelines.labels.run_lengths import MAX_PIXELS, mask_of, runs_of
 
 NAMES = "classes.txt"
-_MAX_PIXELS = 400_000_000
 _MAX_CLASSES = 255
 
 
@@ -62,31 +65,11 @@ def write(path: Path, tasks: list[LabelTask]) -> Counter[str]:
     return +losses
 
 
-def runs_of(mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> tuple[float, ...]:
-    """Height, width and COCO's run lengths: by columns, beginning with a run of nothing."""
-    flat = np.concatenate(([False], mask.ravel(order="F")))
-    ends = np.concatenate((np.flatnonzero(flat[1:] != flat[:-1]), [flat.size - 1]))
-    return (*map(float, mask.shape), *np.diff(ends, prepend=0).astype(float).tolist())
-
-
-def mask_of(geometry: tuple[float, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    """The pixels of run lengths.
-
-    Raises:
-        RefusedError: they do not fill the size.
-    """
-    height, width, *counts = map(int, geometry)
-    if height < 0 or width < 0 or height * width > _MAX_PIXELS or sum(counts) != height * width or min(counts, default=0) < 0:
-        raise RefusedError(f"a mask of {height} x {width} whose runs do not fill it")
-    flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-    return flat.reshape((height, width), order="F")
-
-
 def _pixels(file: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     body = read_body(file)
     try:
         image = pyvips.Image.new_from_buffer(body, "")
-        if image.width * image.height > _MAX_PIXELS:
+        if image.width * image.height > MAX_PIXELS:
             raise RefusedError(f"{file}: {image.width} x {image.height} pixels are too many")
         if image.bands != 1 or image.format != "uchar":
             raise RefusedError(f"{file}: has {image.bands} bands of {image.format}; a mask is grey with 8 bits")

@@ -42,6 +42,8 @@ def read_json(path: Path, kind: type[T]) -> T:
     """
     try:
         return msgspec.json.decode(read_body(path), type=kind)
+    except RecursionError as error:
+        raise RefusedError(f"{path}: nested too deep for a file of labels") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise RefusedError(f"{path}: not what this format has: {error}; name another format (--as)") from error
 

@@ -1,6 +1,12 @@
-"""YOLO detection: one text file a picture, a line a box, as shares of the picture's size; names in data.yaml or classes.txt."""
+"""YOLO: a text file a picture, a line a shape, as shares of the picture's size; names of classes in data.yaml or classes.txt.
+
+Three dialects: boxes (detect), polygons (segment) and turned boxes by their four corners (obb). A line of nine words may be a
+polygon or a turned box, so it is the reader who says which.
+"""
 
 from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,19 +14,21 @@ import yaml
 
 from catchment.runtime.atomic_files import write_atomic
 from pipelines.errors import NotFoundError, RefusedError
+from pipelines.geometry import corners_of_rotated
 from pipelines.labels.drawn import Drawn, ForeignFile, LabelKind, LabelTask
 from pipelines.labels.formats.reading import files_of, read_body, shapes_of
 
 _NAME_FILES = ("data.yaml", "classes.txt", "obj.names")
 _DIGITS = 6
+_AS_TURNED = "boxes, written as turned by 0 degrees"
 
 
-def read(path: Path) -> ForeignFile:
-    """Read a folder of `*.txt` files.
+def read_shapes(kind: LabelKind, path: Path) -> ForeignFile:
+    """Read a folder of `*.txt` files whose shapes are of one kind; lines of five words are boxes in each dialect.
 
     Raises:
         NotFoundError: there are none.
-        RefusedError: there are no names of classes, or a line is not a box.
+        RefusedError: there are no names of classes, or a line is not a shape.
     """
     names = _names(path)
     found = ForeignFile("yolo")
@@ -29,32 +37,47 @@ def read(path: Path) -> ForeignFile:
             continue
         lines = [line.split() for line in read_body(file).decode("utf-8", "replace").splitlines() if line.strip()]
         for at, words in enumerate(lines):
-            if len(words) != 5:
-                found.losses["lines that are not boxes (segments or oriented boxes)"] += 1
+            fits = (
+                len(words) == 5
+                or (kind is LabelKind.POLYGON and len(words) >= 7)
+                or (kind is LabelKind.ROTATED and len(words) == 9)
+            )
+            if not fits:
+                found.losses["lines that are not shapes of this dialect (detect, segment or obb)"] += 1
                 continue
-            found.labels.append(_box(file, at, words, names))
+            found.labels.append(_shape(file, at, words, names, LabelKind.BOX if len(words) == 5 else kind))
         if not lines:
             found.empty.append(Drawn(file.name, LabelKind.NOTHING, source=str(file)))
     return found
 
 
-def write(path: Path, tasks: list[LabelTask]) -> Counter[str]:
-    """Write `data.yaml` and `labels/*.txt`; what they cannot say is counted."""
+def write_shapes(kind: LabelKind, path: Path, tasks: list[LabelTask]) -> Counter[str]:
+    """Write `data.yaml` and `labels/*.txt` with shapes of one kind; what they cannot say is counted."""
     losses: Counter[str] = Counter()
-    names = sorted({label.value for task in tasks for label in task.labels if label.kind is LabelKind.BOX})
+    kinds = (LabelKind.ROTATED, LabelKind.BOX) if kind is LabelKind.ROTATED else (kind,)
+    names = sorted({label.value for task in tasks for label in task.labels if label.kind in kinds})
     (path / "labels").mkdir(parents=True, exist_ok=True)
     document = yaml.safe_dump({"path": ".", "train": "images", "val": "images", "names": dict(enumerate(names))}, sort_keys=False)
     write_atomic(path / "data.yaml", document.encode(), mode=0o644)
     for task in tasks:
-        boxes = shapes_of(task, (LabelKind.BOX,), losses)
-        if boxes and not (task.width and task.height):
-            losses["boxes of samples without width and height"] += len(boxes)
+        shapes = shapes_of(task, kinds, losses)
+        if shapes and not (task.width and task.height):
+            losses["shapes of samples without width and height"] += len(shapes)
             continue
-        losses.update("authors" for label in boxes if label.author)
-        losses.update("attributes" for label in boxes if label.attributes)
-        lines = "".join(f"{names.index(label.value)} {_shares(label, task)}\n" for label in boxes)
+        losses.update("authors" for label in shapes if label.author)
+        losses.update("attributes" for label in shapes if label.attributes)
+        losses.update(_AS_TURNED for label in shapes if label.kind is LabelKind.BOX and kind is LabelKind.ROTATED)
+        lines = "".join(f"{names.index(label.value)} {_shares(label, kind, task)}\n" for label in shapes)
         write_atomic(path / "labels" / f"{task.name.rsplit('.', 1)[0]}.txt", lines.encode(), mode=0o644)
     return losses
+
+
+Reader = Callable[[Path], ForeignFile]
+Writer = Callable[[Path, list[LabelTask]], Counter[str]]
+DIALECTS: dict[str, tuple[Reader, Writer]] = {
+    name: (partial(read_shapes, kind), partial(write_shapes, kind))
+    for name, kind in (("yolo", LabelKind.BOX), ("yolo-seg", LabelKind.POLYGON), ("yolo-obb", LabelKind.ROTATED))
+}
 
 
 def _names(path: Path) -> dict[int, str]:
@@ -76,17 +99,28 @@ def _names(path: Path) -> dict[int, str]:
     raise RefusedError(f"{folder}: no names of classes; put data.yaml or classes.txt there")
 
 
-def _box(file: Path, at: int, words: list[str], names: dict[int, str]) -> Drawn:
+def _shape(file: Path, at: int, words: list[str], names: dict[int, str], kind: LabelKind) -> Drawn:
     try:
-        kind, x, y, width, height = int(words[0]), *map(float, words[1:])
-        value = names[kind]
+        value, numbers = names[int(words[0])], tuple(map(float, words[1:]))
     except (ValueError, KeyError) as error:
-        raise RefusedError(f"{file}:{at + 1}: not a class of the names and four shares: {error}") from error
-    geometry = (x - width / 2, y - height / 2, width, height)
-    return Drawn(file.name, LabelKind.BOX, value, geometry, tool_id=str(at), is_share=True, source=str(file))
+        raise RefusedError(f"{file}:{at + 1}: not a class of the names and shares: {error}") from error
+    if len(numbers) % 2:
+        raise RefusedError(f"{file}:{at + 1}: an odd number of shares; a point is two")
+    if kind is LabelKind.BOX:
+        x, y, width, height = numbers
+        numbers = (x - width / 2, y - height / 2, width, height)
+    return Drawn(file.name, kind, value, numbers, tool_id=str(at), is_share=True, source=str(file))
 
 
-def _shares(label: Drawn, task: LabelTask) -> str:
-    x, y, width, height = label.geometry
-    shares = ((x + width / 2) / task.width, (y + height / 2) / task.height, width / task.width, height / task.height)
-    return " ".join(f"{share:.{_DIGITS}f}" for share in shares)
+def _shares(label: Drawn, kind: LabelKind, task: LabelTask) -> str:
+    """The numbers of a line; a box is its centre and its sides, all others are points."""
+    numbers: Sequence[float] = label.geometry
+    if label.kind is LabelKind.BOX:
+        x, y, width, height = numbers
+        numbers = (x + width / 2, y + height / 2, width, height)
+        if kind is LabelKind.ROTATED:
+            numbers = corners_of_rotated((*numbers, 0.0))
+    elif kind is LabelKind.ROTATED:
+        numbers = corners_of_rotated(numbers)
+    sizes = (task.width, task.height) * (len(numbers) // 2)
+    return " ".join(f"{number / size:.{_DIGITS}f}" for number, size in zip(numbers, sizes, strict=True))

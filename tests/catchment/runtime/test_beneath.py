@@ -42,7 +42,7 @@ def read(root: Path, name: str) -> bytes:
         return file.read()
 
 
-def test_a_plain_file_is_read_at_any_depth_and_its_object_tells_its_path(room):
+def test_a_plain_file_is_read_at_any_depth_and_its_object_tells_its_path(room: Path) -> None:
     assert read(room, "file") == b"ours"
     with binary_beneath(room, "deep/er/file") as file:
         assert file.read() == b"ours, deep"
@@ -50,7 +50,7 @@ def test_a_plain_file_is_read_at_any_depth_and_its_object_tells_its_path(room):
     assert status_beneath(room, "file").st_size == 4
 
 
-def test_the_root_itself_may_be_a_link(room, tmp_path):
+def test_the_root_itself_may_be_a_link(room: Path, tmp_path: Path) -> None:
     (tmp_path / "alias").symlink_to(room)
     assert read(tmp_path / "alias", "deep/er/file") == b"ours, deep"
 
@@ -63,25 +63,25 @@ def test_the_root_itself_may_be_a_link(room, tmp_path):
         *("pipe", "deep", "deep/er"),
     ],
 )
-def test_no_name_leads_out_through_a_link_or_to_what_is_no_file(room, name):
+def test_no_name_leads_out_through_a_link_or_to_what_is_no_file(room: Path, name) -> None:
     for action in (read, status_beneath):
         with pytest.raises(RefusedFileError):
             action(room, name)
 
 
-def test_what_is_missing_is_missing_and_not_refused(room):
+def test_what_is_missing_is_missing_and_not_refused(room: Path) -> None:
     for name in ("gone", "deep/gone", "gone/file"):
         with pytest.raises(FileNotFoundError) as caught:
             read(room, name)
         assert str(room) in str(caught.value.filename)
 
 
-def test_a_file_where_a_folder_should_be_is_refused(room):
+def test_a_file_where_a_folder_should_be_is_refused(room: Path) -> None:
     with pytest.raises(RefusedFileError, match="not a folder"):
         read(room, "file/inner")
 
 
-def test_no_descriptor_is_left_open(room):
+def test_no_descriptor_is_left_open(room: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for name in ("file", "deep/er/file", "away/file", "alias", "pipe", "gone", "deep/gone", "../secret"):
         try:
@@ -95,7 +95,7 @@ def test_no_descriptor_is_left_open(room):
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.text(alphabet=st.sampled_from("./upawayfilesecrt\\\0 "), max_size=24))
-def test_nothing_of_the_outside_is_read_by_any_name(room, name):
+def test_nothing_of_the_outside_is_read_by_any_name(room, name) -> None:
     try:
         assert read(room, name) != SECRET
     except OSError:
@@ -104,7 +104,7 @@ def test_nothing_of_the_outside_is_read_by_any_name(room, name):
 
 @pytest.mark.slow
 @given(name=st.text())
-def test_parts_of_a_name_never_hold_a_way_up_or_out(name):
+def test_parts_of_a_name_never_hold_a_way_up_or_out(name) -> None:
     try:
         parts = inner_parts(name)
     except ValueError:
@@ -115,7 +115,7 @@ def test_parts_of_a_name_never_hold_a_way_up_or_out(name):
 
 
 @pytest.mark.parametrize("swapped", ["the file", "its folder"])
-def test_an_exchange_while_it_is_opened_never_gives_the_outside_file(room, tmp_path, swapped):
+def test_an_exchange_while_it_is_opened_never_gives_the_outside_file(room: Path, tmp_path: Path, swapped: str) -> None:
     place = room / "deep" / "er"
     name = "deep/er/file"
     stop = threading.Event()
@@ -156,5 +156,7 @@ def test_an_exchange_while_it_is_opened_never_gives_the_outside_file(room, tmp_p
         ("/in/../masks", "/in", "/in/../masks", ""),
     ],
 )
-def test_a_configured_path_in_the_watched_folder_is_taken_as_a_name_below_it(path, watched, root, name):
+def test_a_configured_path_in_the_watched_folder_is_taken_as_a_name_below_it(
+    path: str, watched: str, root: str, name: str
+) -> None:
     assert rooted(Path(path), Path(watched)) == (Path(root), name)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,9 +27,11 @@ from edge_agent.checking import Fault
 from edge_agent.commands import status_reader
 from edge_agent.commands.doctor import examine
 from edge_agent.commands.doctor.findings import Diagnosis
+from edge_agent.commands.root import app as agent_app
 from edge_agent.spool import inspection
 from pipelines.commands import label as label_cli
 from pipelines.commands import maintenance as maintenance_cli
+from pipelines.commands import mining as mining_cli
 from pipelines.commands import policy_edge as edge_cli
 from pipelines.commands import policy_lake as lake_cli
 from pipelines.commands import policy_look as look_cli
@@ -40,10 +43,15 @@ from pipelines.commands import training_set_care as set_care_cli
 from pipelines.commands import training_set_export as set_export_cli
 from pipelines.errors import RefusedError
 from pipelines.labels.exchange import LabelImport
+from pipelines.labels.table import SCHEMA as LABEL_SCHEMA
 from pipelines.lake import report
 from pipelines.lake.compact import Compacted
 from pipelines.lake.gaps import Gap
 from pipelines.lake.lake import lake_at
+from pipelines.mining import picks as mining_picks
+from pipelines.mining.index import IndexState
+from pipelines.mining.picks import Pick, Picked
+from pipelines.mining.rows import NO_PLACES
 from pipelines.open_lake import LakeView
 from pipelines.policy import notebook
 from pipelines.policy.contact_sheet import Sheet
@@ -414,6 +422,62 @@ def label_import(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
     return [*words, "--lake", str(folder / "lake")]
 
 
+def _hostile_labels(to: pytest.MonkeyPatch) -> None:
+    """A table of labels in which classes, authors and kinds are hostile."""
+    when = datetime(2026, 1, 1, tzinfo=UTC)
+    fixed = {
+        "stream": "s",
+        "device": "d",
+        "epoch": 1,
+        "made_at": when,
+        "imported_at": when,
+        "supersedes": [],
+        "state": "submitted",
+    }
+    rows = [
+        {**fixed, "label_id": str(at), "seq": at // 2, "kind": kind, "value": TEXT, "author": f"{TEXT}{at % 2}", "geometry": []}
+        for kind in ("class", TEXT)
+        for at in range(4)
+    ]
+    to.setattr(label_cli, "read_labels", lambda *_args: (pa.Table.from_pylist(rows, LABEL_SCHEMA), 1))
+
+
+def label_agreement(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
+    _hostile_labels(to)
+    return ["label", "agreement", "--task", "t", "--lake", str(folder / "lake")]
+
+
+def label_resolve(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
+    _hostile_labels(to)
+    return ["label", "resolve", "--task", "t", "--lake", str(folder / "lake")]
+
+
+def _mined(to: pytest.MonkeyPatch, command: str) -> list[str]:
+    rows = SimpleNamespace(stream=TEXT, version=1, schema=pa.schema([("a_embedding", pa.binary())]))
+    site = SimpleNamespace(rows=rows, only=None, private=frozenset())
+    to.setattr(mining_cli, "MiningSite", SimpleNamespace(open=lambda *_args: site))
+    to.setattr(mining_cli, "EmbeddingIndex", lambda *_args: SimpleNamespace(sync=lambda: hostile(IndexState)))
+    to.setattr(mining_picks, command, lambda *_args, **_more: Picked(NO_PLACES, "score", ()))
+    to.setattr(mining_picks, "describe", lambda *_args: ([Pick(TEXT, 1.0, {TEXT: TEXT})], pa.table({})))
+    return [command, *(["car-1/1/1"] if command == "similar" else []), "--from", "x"]
+
+
+def similar(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    return _mined(to, "similar")
+
+
+def rare(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    return _mined(to, "rare")
+
+
+def uncertain(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    return _mined(to, "uncertain")
+
+
+def disagreeing(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    return _mined(to, "disagreeing")
+
+
 def set_diff(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     to.setattr(set_care_cli, "set_folder", lambda *_args: Path(_SHOWN))
     to.setattr(set_care_cli, "load_manifest", lambda _path: _manifest())
@@ -493,6 +557,12 @@ CORE: dict[str, Place] = {
     "set verify": set_verify,
     "set diff": set_diff,
     "label import": label_import,
+    "label agreement": label_agreement,
+    "label resolve": label_resolve,
+    "similar": similar,
+    "rare": rare,
+    "uncertain": uncertain,
+    "disagreeing": disagreeing,
     "set check": set_check,
     "set exports": set_exports,
     "model ls": model_ls,
@@ -502,7 +572,7 @@ CORE: dict[str, Place] = {
 TAKES_CONFIG = {
     *("books", "streams", "status", "gaps", "compact", "quarantine ls", "quarantine show", "policy active", "policy history"),
     *("policy diff", "policy push", "policy preview", "policy explain", "policy retag", "set ls", "set show", "set verify"),
-    *("set diff", "set check", "set exports"),
+    *("set diff", "set check", "set exports", "similar", "rare", "uncertain", "disagreeing"),
     *("model ls", "model show", "rollout status"),
 }
 TAKES_JSON = {
@@ -524,6 +594,12 @@ TAKES_JSON = {
         "set check",
         "set exports",
         "label import",
+        "label agreement",
+        "label resolve",
+        "similar",
+        "rare",
+        "uncertain",
+        "disagreeing",
         "model ls",
         "model show",
         "rollout status",
@@ -604,16 +680,18 @@ def invoke(app: typer.Typer, words: list[str], *, coloured: bool = False) -> str
     return done.output
 
 
-def test_every_command_is_driven_here_or_has_its_reason():
+def test_every_command_is_driven_here_or_has_its_reason() -> None:
     """Whoever adds a command adds it to one of the two."""
     assert commands(core_cli.app) == set(CORE) | set(QUIET["catchment"])
-    assert commands(agent_cli.app) == set(AGENT) | set(QUIET["edge-agent"])
+    assert commands(agent_app) == set(AGENT) | set(QUIET["edge-agent"])
     assert all(len(reason) > 10 for reasons in QUIET.values() for reason in reasons.values())
 
 
 @pytest.mark.parametrize("coloured", [False, True], ids=["kept", "on a terminal"])
 @pytest.mark.parametrize("name", CORE)
-def test_no_command_of_the_core_obeys_what_it_shows(core_toml: Path, monkeypatch: pytest.MonkeyPatch, name: str, coloured: bool):
+def test_no_command_of_the_core_obeys_what_it_shows(
+    core_toml: Path, monkeypatch: pytest.MonkeyPatch, name: str, coloured: bool
+) -> None:
     words = CORE[name](core_toml.parent, monkeypatch)
     config = ["-c", str(core_toml)] if name in TAKES_CONFIG else []
     _check(invoke(core_cli.app, [*words, *config], coloured=coloured), name)
@@ -621,7 +699,7 @@ def test_no_command_of_the_core_obeys_what_it_shows(core_toml: Path, monkeypatch
 
 def test_every_command_that_prints_a_table_takes_json() -> None:
     assert set(CORE) - TAKES_JSON == set(WITHOUT_JSON)
-    takes = {name for app in (core_cli.app, agent_cli.app) for name in _with_json(app)}
+    takes = {name for app in (core_cli.app, agent_app) for name in _with_json(app)}
     assert takes >= TAKES_JSON | {"contract show", "set build", "set show", "run", "vacuum"} | set(AGENT)
 
 
@@ -635,7 +713,9 @@ def _with_json(app: typer.Typer) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", sorted(TAKES_JSON))
-def test_json_of_the_core_is_faithful_and_holds_no_raw_control(core_toml: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+def test_json_of_the_core_is_faithful_and_holds_no_raw_control(
+    core_toml: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     words = CORE[name](core_toml.parent, monkeypatch)
     config = ["-c", str(core_toml)] if name in TAKES_CONFIG else []
     output = invoke(core_cli.app, [*words, *config, "--json"])
@@ -644,21 +724,25 @@ def test_json_of_the_core_is_faithful_and_holds_no_raw_control(core_toml: Path, 
 
 
 @pytest.mark.parametrize("form", ["table", "odcs", "json-schema", "arrow", "agent"])
-def test_a_contract_is_shown_in_every_form_without_obeying_it(core_toml: Path, form: str):
+def test_a_contract_is_shown_in_every_form_without_obeying_it(core_toml: Path, form: str) -> None:
     output = invoke(core_cli.app, ["contract", "show", str(_contract(core_toml.parent)), "--as", form])
     assert acts(output) == ""
 
 
 @pytest.mark.parametrize("coloured", [False, True], ids=["kept", "on a terminal"])
 @pytest.mark.parametrize("name", AGENT)
-def test_no_command_of_the_agent_obeys_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, coloured: bool):
+def test_no_command_of_the_agent_obeys_what_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, coloured: bool
+) -> None:
     words = AGENT[name](monkeypatch)
-    _check(invoke(agent_cli.app, [*words, "-c", str(tmp_path / "agent.toml")], coloured=coloured), name)
+    _check(invoke(agent_app, [*words, "-c", str(tmp_path / "agent.toml")], coloured=coloured), name)
 
 
 @pytest.mark.parametrize("name", sorted(set(AGENT) - {"check"}))
-def test_json_of_the_agent_is_faithful_and_holds_no_raw_control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
-    output = invoke(agent_cli.app, [*AGENT[name](monkeypatch), "-c", str(tmp_path / "agent.toml"), "--json"])
+def test_json_of_the_agent_is_faithful_and_holds_no_raw_control(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    output = invoke(agent_app, [*AGENT[name](monkeypatch), "-c", str(tmp_path / "agent.toml"), "--json"])
     assert acts(output) == ""
     assert TEXT in _texts(json.loads(output))
 
@@ -677,7 +761,9 @@ def _check(output: str, name: str) -> None:
     assert name in SAYS_LITTLE or MARK in output, name
 
 
-def test_an_error_is_shown_by_both_commands_and_not_obeyed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_an_error_is_shown_by_both_commands_and_not_obeyed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse() -> None:
         raise RefusedError(TEXT)
 
@@ -722,7 +808,7 @@ def _policy_shown() -> Any:
     )
 
 
-def test_what_a_notebook_or_a_shell_shows_of_an_object_acts_on_nothing():
+def test_what_a_notebook_or_a_shell_shows_of_an_object_acts_on_nothing() -> None:
     shown = SimpleNamespace(manifest=_manifest(), split=TEXT, _count=1)
     lake = SimpleNamespace(_lake=SimpleNamespace(root=TEXT), streams=lambda: [TEXT])
     texts = (
@@ -736,7 +822,7 @@ def test_what_a_notebook_or_a_shell_shows_of_an_object_acts_on_nothing():
         assert MARK in text
 
 
-def test_every_module_that_makes_a_page_is_tried(repository_root: Path):
+def test_every_module_that_makes_a_page_is_tried(repository_root: Path) -> None:
     making = re.compile(r"<!doctype|<table|<html|_repr_html_")
     found = {
         str(path.relative_to(repository_root))
@@ -749,7 +835,7 @@ def test_every_module_that_makes_a_page_is_tried(repository_root: Path):
     assert found - {"pipelines/lake/files.py"} == ours  # the first only speaks of <table>
 
 
-def test_nobody_prints_but_through_the_runtime(repository_root: Path):
+def test_nobody_prints_but_through_the_runtime(repository_root: Path) -> None:
     """`say`, `say_json`, `PlainConsole`, `PlainTable` make text from outside plain; other ways to print would not."""
     other = re.compile(
         r"\btyper\.s?echo|\btyper\.secho|\bclick\.s?echo|(?<![\w.\"'(])print\(|\bsys\.(stdout|stderr)\.write\(|\bhtml\.escape"
@@ -774,7 +860,7 @@ def test_nobody_prints_but_through_the_runtime(repository_root: Path):
     assert strays == [], "print by catchment.runtime.output or catchment.runtime.terminal"
 
 
-def test_no_page_holds_markup_or_acting_characters_of_others(tmp_path: Path):
+def test_no_page_holds_markup_or_acting_characters_of_others(tmp_path: Path) -> None:
     for name, page in pages(tmp_path).items():
         assert acts(page) == "", name
         assert MARK in page, name
@@ -782,7 +868,7 @@ def test_no_page_holds_markup_or_acting_characters_of_others(tmp_path: Path):
         assert not re.search(r"<[^>]*HOSTILE", page), name
 
 
-def test_metrics_hold_no_acting_character():
+def test_metrics_hold_no_acting_character() -> None:
     from catchment.runtime.metrics_text import MetricsPage
     from pipelines.config import AlarmConfig
 

@@ -15,6 +15,7 @@ import pipelines.cli as core_program
 import pipelines.commands.root as core_cli
 from catchment.runtime.exits import MEANINGS
 from edge_agent import cli as agent_cli
+from edge_agent.commands.root import app as agent_app
 from pipelines.commands.exits import code_of
 
 CORE_TOML = 'lake = "lake"\n[broker]\nport = 1\n'
@@ -28,6 +29,8 @@ GIVEN = {
     "label import": ["l.csv", "--task", "t", "--from", "slide", "--as", "csv"],
     "label export": ["--task", "t", "--from", "slide", "--as", "csv", "-o", "l.csv"],
     "label queue": ["--task", "t", "--from", "slide", "--as", "csv", "-o", "l.csv"],
+    "similar": ["car-1/1/1", "--from", "slide"], "rare": ["--from", "slide"], "uncertain": ["--from", "slide"],
+    "disagreeing": ["--from", "slide"],
     "set diff": ["s/1", "s/2"], "set check": ["s"], "set card": ["s"], "set pin": ["s", "-m", "why"], "set rm": ["s/1"],
     "set export": ["s", "out", "--to", "webdataset"], "set exports": ["s"],
     "model publish": ["m", "m.onnx"], "model show": ["m"], "model withdraw": ["m", "1"], "rollout start": ["m"],
@@ -62,6 +65,8 @@ MISSING = {
     "label import": ["none.csv", "--task", "t", "--from", "none", "--as", "csv"],
     "label export": ["--task", "t", "--from", "none", "--as", "csv", "-o", "l.csv"],
     "label queue": ["--task", "t", "--from", "none", "--as", "csv", "-o", "l.csv"],
+    "similar": ["car-1/1/1", "--from", "none"], "rare": ["--from", "none"], "uncertain": ["--from", "none"],
+    "disagreeing": ["--from", "none"],
     "set diff": ["none", "none"], "set check": ["none"], "set card": ["none"], "set pin": ["none", "-m", "w"],
     "set rm": ["none/1"], "set export": ["none", "out", "--to", "webdataset"], "set exports": ["none"],
     "model publish": ["m", "none.onnx"], "model show": ["none"], "model withdraw": ["none", "1"], "rollout start": ["none"],
@@ -87,7 +92,7 @@ def words_of(app: typer.Typer) -> list[str]:
     return sorted(walk(typer.main.get_command(app), ()))
 
 
-CORE, AGENT = words_of(core_cli.app), words_of(agent_cli.app)
+CORE, AGENT = words_of(core_cli.app), words_of(agent_app)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ ANY = st.text(st.characters(exclude_categories=()), max_size=200)
 
 
 @given(ANY)
-def test_no_text_keeps_a_character_that_acts(text):
+def test_no_text_keeps_a_character_that_acts(text) -> None:
     shown = plain(text)
     assert not {unicodedata.category(each) for each in shown} & (ACTING - {"Cf"})
     assert {each for each in shown if unicodedata.category(each) == "Cf"} <= {"\u200c", "\u200d"}
@@ -32,42 +32,42 @@ def test_no_text_keeps_a_character_that_acts(text):
 
 
 @given(ANY)
-def test_plain_text_stays_as_it_is_and_is_not_changed_twice(text):
+def test_plain_text_stays_as_it_is_and_is_not_changed_twice(text) -> None:
     assert plain(plain(text)) == plain(text)
     words = "".join(each for each in text if unicodedata.category(each) not in ACTING)
     assert plain(words) == words
 
 
 @pytest.mark.parametrize("words", ["Grüße, Zoë", "漢字かな交じり文", "می‌خواهم", "क्‍ष", "naïve [brackets] :colon:", "👍 ok"])
-def test_the_languages_of_the_world_are_left_alone(words):
+def test_the_languages_of_the_world_are_left_alone(words: str) -> None:
     assert plain(words) == words
     assert plain_lines(words) == words
 
 
-def test_what_would_act_is_shown_by_its_number():
+def test_what_would_act_is_shown_by_its_number() -> None:
     assert plain("a\x1b[31m\x9b\u202e\nb\ud800\U000e0041") == r"a\x1b[31m\x9b\u202e\nb\ud800\U000e0041"
 
 
-def test_very_long_text_is_cut_and_says_by_how_much():
+def test_very_long_text_is_cut_and_says_by_how_much() -> None:
     shown = plain("x" * 1_000_000, 100)
     assert shown == "x" * 100 + "… (999,900 more characters)"
 
 
-def test_lines_after_the_first_of_a_message_cannot_pose_as_messages():
+def test_lines_after_the_first_of_a_message_cannot_pose_as_messages() -> None:
     assert plain_message("one\ntwo\n  three") == "one\n  two\n    three"
     assert plain_message("\nTry next:") == "\nTry next:"
     assert not forged(plain_message(TEXT))
 
 
 @given(st.dictionaries(ANY.filter(lambda text: not any("\ud800" <= each <= "\udfff" for each in text)), ANY | st.integers()))
-def test_printed_json_says_the_same_and_holds_no_character_that_acts(document):
+def test_printed_json_says_the_same_and_holds_no_character_that_acts(document) -> None:
     for text in (json.dumps(document), json.dumps(document, ensure_ascii=False), json.dumps(document, indent=1)):
         printed = plain_json(text)
         assert json.loads(printed) == document
         assert acts(printed) == ""
 
 
-def test_text_in_a_page_is_neither_markup_nor_turned_round():
+def test_text_in_a_page_is_neither_markup_nor_turned_round() -> None:
     shown = html_text(TEXT)
     assert "<" not in shown
     assert html.unescape(shown) == plain(TEXT)
@@ -80,7 +80,7 @@ def printed(*objects: object, **layout: object) -> str:
     return out.getvalue()
 
 
-def test_a_console_obeys_no_text_wherever_it_stands():
+def test_a_console_obeys_no_text_wherever_it_stands() -> None:
     table = PlainTable(TEXT, title=TEXT, caption=TEXT)
     table.add_column(TEXT)
     table.add_row(TEXT, styled(TEXT, "red"))
@@ -99,13 +99,13 @@ def test_a_console_obeys_no_text_wherever_it_stands():
     assert not forged(printed(table))
 
 
-def test_an_ordinary_console_would_have_obeyed_it():
+def test_an_ordinary_console_would_have_obeyed_it() -> None:
     out = io.StringIO()
     Console(file=out, force_terminal=True, width=200).print(TEXT.replace("[/]", ""))
     assert acts(out.getvalue())
 
 
-def test_a_log_line_is_one_line_and_obeys_nothing():
+def test_a_log_line_is_one_line_and_obeys_nothing() -> None:
     out = io.StringIO()
     logger = structlog.wrap_logger(
         structlog.PrintLogger(out),
@@ -126,7 +126,7 @@ def test_a_log_line_is_one_line_and_obeys_nothing():
     assert "is_good=true" in line
 
 
-def test_what_nobody_caught_is_shown_too():
+def test_what_nobody_caught_is_shown_too() -> None:
     script = (
         "import warnings, logging, threading\n"
         "from catchment.runtime.plain import plain_tracebacks\n"

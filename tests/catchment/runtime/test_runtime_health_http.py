@@ -27,21 +27,21 @@ def get(server, path):
             return error.code, error.headers["Content-Type"], error.read().decode()
 
 
-def test_a_good_page_is_200_and_a_bad_one_503(server):
+def test_a_good_page_is_200_and_a_bad_one_503(server) -> None:
     assert get(server, "/good?x=1") == (200, "text/plain; charset=utf-8", "fine\n")
     assert get(server, "/bad") == (503, "application/json", "wörse\n")
 
 
-def test_another_path_is_404_and_names_those_that_are_there(server):
+def test_another_path_is_404_and_names_those_that_are_there(server) -> None:
     assert get(server, "/secret") == (404, "text/plain; charset=utf-8", "/good, /bad\n")
 
 
-def test_a_taken_port_is_an_error_at_once(server):
+def test_a_taken_port_is_an_error_at_once(server) -> None:
     with pytest.raises(OSError, match="in use"):
         HealthHttpServer("127.0.0.1", server.port, {})
 
 
-def test_after_it_is_closed_nobody_listens():
+def test_after_it_is_closed_nobody_listens() -> None:
     server = HealthHttpServer("127.0.0.1", 0, {})
     server.close()
     with pytest.raises(urllib.error.URLError):

@@ -5,7 +5,7 @@ import pytest
 from catchment.runtime.metrics_text import MetricsPage, number_text
 
 
-def test_a_family_has_its_help_once_and_its_samples_together():
+def test_a_family_has_its_help_once_and_its_samples_together() -> None:
     page = MetricsPage()
     page.add("a_total", "First.", [({"x": "1"}, 2)], kind="counter")
     page.add_one("b", "Another.", 1.5)
@@ -16,7 +16,7 @@ def test_a_family_has_its_help_once_and_its_samples_together():
     )
 
 
-def test_a_family_without_a_sample_is_left_out():
+def test_a_family_without_a_sample_is_left_out() -> None:
     page = MetricsPage()
     page.add("a", "None.", [])
     page.add_one("b", "None either.", None)
@@ -38,11 +38,11 @@ def test_a_family_without_a_sample_is_left_out():
         (float("-inf"), "-Inf"),
     ],
 )
-def test_a_whole_number_is_written_in_full(value, text):
+def test_a_whole_number_is_written_in_full(value, text: str) -> None:
     assert number_text(value) == text
 
 
-def test_no_text_from_outside_becomes_a_line_of_its_own():
+def test_no_text_from_outside_becomes_a_line_of_its_own() -> None:
     page = MetricsPage()
     page.add("a\nb 1", "help\nc 2", [({"x": 'q"\\\nd 3\x1b'}, 1)])
     assert page.text() == '# HELP a_b_1 help\\nc 2\n# TYPE a_b_1 gauge\na_b_1{x="q\\"\\\\\\nd 3\\\\x1b"} 1\n'

@@ -48,7 +48,7 @@ class Peer:
         self._listening.close()
 
 
-def test_an_open_connection_knows_the_broker_s_limits_and_calls_its_client_s_own():
+def test_an_open_connection_knows_the_broker_s_limits_and_calls_its_client_s_own() -> None:
     client, called = make_client("me", PubackClient), []
     client.on_connect = lambda *_: called.append("connected")
     client.on_disconnect = lambda *_: called.append("disconnected")
@@ -69,7 +69,7 @@ def test_an_open_connection_knows_the_broker_s_limits_and_calls_its_client_s_own
         (b"", False, r"no answer within 0\.3 s"),
     ],
 )
-def test_a_connection_that_is_not_taken_names_its_cause_and_leaves_no_thread(answer, hangs_up, cause):
+def test_a_connection_that_is_not_taken_names_its_cause_and_leaves_no_thread(answer, hangs_up: bool, cause: str) -> None:
     client, before = make_client("me", PubackClient), threading.active_count()
     with Peer(answer, hangs_up=hangs_up) as peer, pytest.raises(RefusedByBrokerError, match=cause):
         open_connection(client, "127.0.0.1", peer.port, within_s=0.3 if not answer and not hangs_up else 10)
@@ -77,6 +77,6 @@ def test_a_connection_that_is_not_taken_names_its_cause_and_leaves_no_thread(ans
 
 
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 1), ("no.such.host.invalid", 1883), ("", 1883), ("127.0.0.1", -1)])
-def test_a_broker_that_cannot_be_reached_is_told_apart_from_one_that_refuses(host, port):
+def test_a_broker_that_cannot_be_reached_is_told_apart_from_one_that_refuses(host: str, port: int) -> None:
     with pytest.raises(UnreachableBrokerError):
         open_connection(make_client("me", PubackClient), host, port)

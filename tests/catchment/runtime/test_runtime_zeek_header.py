@@ -27,38 +27,38 @@ def read_both(path: Path, text: str) -> tuple[dict[str, list[object]], dict[str,
     return {name: list(cells) for name, cells in chunk.columns.items()}, frame.to_dict(as_series=False)
 
 
-def test_columns_that_blanks_separate_are_columns_on_both_sides(tmp_path):
+def test_columns_that_blanks_separate_are_columns_on_both_sides(tmp_path: Path) -> None:
     for columns in read_both(tmp_path / "conn.log", LABELLED):
         assert columns["label"] == ["Malicious", "Benign"]
         assert columns["detailed-label"] == ["C&C", None]
         assert columns["tunnel_parents"] == [[], None]
 
 
-def test_escaped_bytes_are_text_on_both_sides(tmp_path):
+def test_escaped_bytes_are_text_on_both_sides(tmp_path: Path) -> None:
     text = HEAD + "#fields\tname\tanswers\n#types\tstring\tset[string]\nd\\xc3\\xa9\ta\\x2cb,-\n\\xff\\xzz\t(empty)\n"
     for columns in read_both(tmp_path / "dns.log", text):
         assert columns == {"name": ["dé", "\ufffd\\xzz"], "answers": [["a,b", None], []]}
 
 
-def test_an_empty_cell_is_empty_text_on_both_sides(tmp_path):
+def test_an_empty_cell_is_empty_text_on_both_sides(tmp_path: Path) -> None:
     text = HEAD + "#fields\tname\n#types\tstring\n(empty)\n-\nx\n"
     for columns in read_both(tmp_path / "dns.log", text):
         assert columns == {"name": ["", None, "x"]}
 
 
-def test_another_separator_is_read_on_both_sides(tmp_path):
+def test_another_separator_is_read_on_both_sides(tmp_path: Path) -> None:
     text = "#separator \\x7c\n#set_separator|;\n#fields|name|items\n#types|string|vector[string]\na b|c;d\n"
     for columns in read_both(tmp_path / "dns.log", text):
         assert columns == {"name": ["a b"], "items": [["c", "d"]]}
 
 
-def test_a_row_with_a_cell_too_many_is_left_out_on_both_sides(tmp_path):
+def test_a_row_with_a_cell_too_many_is_left_out_on_both_sides(tmp_path: Path) -> None:
     for columns in read_both(tmp_path / "dns.log", HEAD + "#fields\ta\tb\n#types\tstring\tstring\n1\t2\t3\n1\t2\n1\n"):
         assert columns == {"a": ["1"], "b": ["2"]}
 
 
 @pytest.mark.parametrize("line", ["#path\tconn", "#open\t2022", "#close\t2022", "#"])
-def test_lines_that_say_nothing_about_rows_are_no_part_of_the_header(line):
+def test_lines_that_say_nothing_about_rows_are_no_part_of_the_header(line: str) -> None:
     header = ZeekHeader()
     header.take("#fields\ta\n")
     header.take(f"{line}\n")

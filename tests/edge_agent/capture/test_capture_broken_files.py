@@ -62,7 +62,9 @@ def take(source: Source, max_samples: int) -> tuple[list[object], bytes | None, 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "zeek"])
 @pytest.mark.parametrize("packing", PACK)
 @pytest.mark.parametrize("members", [1, 3])
-def test_every_whole_row_before_the_break_comes_and_then_the_reason(tmp_path, packing, form, max_samples, members):
+def test_every_whole_row_before_the_break_comes_and_then_the_reason(
+    tmp_path: Path, packing, form: str, max_samples: int, members: int
+) -> None:
     text = table(form, 9_000)
     step = len(text) // members + 1
     pieces = [PACK[packing](text[at : at + step]) for at in range(0, len(text), step)]
@@ -90,7 +92,7 @@ def _unpack(packing: str, pieces: list[bytes]) -> bytes:
     return b"".join(zstandard.ZstdDecompressor().decompressobj().decompress(piece) for piece in pieces)
 
 
-def test_the_cut_table_that_was_found_in_the_field_gives_its_rows(shared_data):
+def test_the_cut_table_that_was_found_in_the_field_gives_its_rows(shared_data: Path) -> None:
     path = shared_data / "odd/edge/r_gzcut.csv.gz"
     for max_samples in (1, 100, 5000):
         rows, reason = 0, ""

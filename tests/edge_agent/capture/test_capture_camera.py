@@ -5,25 +5,28 @@ import io
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, cast
 
 import av
+import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from catchment.runtime.clock import SystemClock
+from catchment.runtime.clock import Clock, SystemClock
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError
 from edge_agent.sources.api import SampleBatch, Source
 from edge_agent.sources.camera.cameras import DROPPED
-from edge_agent.sources.registry import build_source, check_source
+from edge_agent.sources.registry import GuardedSource, build_source, check_source
 from schemas.contract import builtin_contract
 from tests.plant.broker import free_port
+from tests.plant.present import present
 
 FRAMES = builtin_contract("camera_frame")
-_BUILT: list[Source] = []
+_BUILT: list[GuardedSource] = []
 
 
 class HandClock:
@@ -47,7 +50,7 @@ def _close_all() -> Iterator[None]:
         _BUILT.pop().close()
 
 
-def camera(source: object, position: bytes | None = None, clock: object = None, **options: object) -> Source:
+def camera(source: object, position: bytes | None = None, clock: Clock | None = None, **options: Any) -> GuardedSource:
     _BUILT.append(build_source("camera", {"source": str(source), **options}, FRAMES, clock or HandClock(), position))
     return _BUILT[-1]
 
@@ -65,13 +68,14 @@ def drain(source: Source, most: int = 10_000, max_samples: int = 16) -> list[tup
 
 
 def rows(batch: SampleBatch) -> list[tuple[int, int, bytes]]:
-    return list(zip(batch.columns["frame"], batch.event_time_us, batch.payloads, strict=True))
+    frames, payloads = cast("Sequence[int]", batch.columns["frame"]), cast("Sequence[bytes]", batch.payloads)
+    return list(zip(frames, batch.event_time_us, payloads, strict=True))
 
 
 def write_clip(path: str, frames: int, *, form: str | None = None, pace_s: float = 0.0, codec: str = "mpeg4") -> None:
     """A clip whose n-th frame shows a bar as wide as n."""
     with av.open(path, "w", format=form) as out:
-        stream = out.add_stream(codec, rate=25)
+        stream = cast("av.VideoStream", out.add_stream(codec, rate=25))
         stream.width, stream.height, stream.pix_fmt = 320, 96, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 25)
         for n in range(frames):
@@ -86,17 +90,17 @@ def write_clip(path: str, frames: int, *, form: str | None = None, pace_s: float
 
 def bar(jpeg: bytes) -> int:
     image = Image.open(io.BytesIO(jpeg)).convert("L")
-    return round(sum(image.getpixel((x, 48)) > 128 for x in range(image.width)) * 320 / image.width / 4)
+    return round(sum(value > 128 for value in np.asarray(image)[48]) * 320 / image.width / 4)
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Path:
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("clip") / "bars.mp4"
     write_clip(str(path), 60)
     return path
 
 
-def test_a_file_is_played_at_its_own_rate_each_frame_once(clip):
+def test_a_file_is_played_at_its_own_rate_each_frame_once(clip: Path) -> None:
     clock = HandClock()
     source = camera(clip, clock=clock)
     seen = []
@@ -108,7 +112,7 @@ def test_a_file_is_played_at_its_own_rate_each_frame_once(clip):
     assert abs(sum(seen) - 50) <= 1
 
 
-def test_every_frame_comes_in_order_with_its_time_and_picture(clip):
+def test_every_frame_comes_in_order_with_its_time_and_picture(clip: Path) -> None:
     found = drain(camera(clip, as_fast_as_it_goes=True, time_start="2024-05-01T00:00:00Z"))
     assert [number for number, _, _ in found] == list(range(60))
     assert {later[1] - first[1] for first, later in pairwise(found)} == {40_000}
@@ -130,13 +134,13 @@ def write_times(path: Path, times_ms: list[int], rate: int = 10) -> None:
 
 
 @pytest.mark.parametrize("name", ["even.ts", "bare.h264", "bursts.mkv", "late.mkv"])
-def test_every_form_of_video_begins_when_it_is_told_and_resumes_at_every_frame(tmp_path, name):
+def test_every_form_of_video_begins_when_it_is_told_and_resumes_at_every_frame(tmp_path: Path, name: str) -> None:
     times_ms = {
         "bursts.mkv": [0, 5, 10, 5_000, 5_005, 5_010, 20_000, 20_001, 20_002, 60_000],
         "late.mkv": [3_600_000 + n * 100 for n in range(12)],
     }.get(name, [n * 40 for n in range(12)])
     write_times(tmp_path / name, times_ms, rate=25)
-    options = {"as_fast_as_it_goes": True, "time_start": "2024-05-01T00:00:00Z"}
+    options: dict[str, Any] = {"as_fast_as_it_goes": True, "time_start": "2024-05-01T00:00:00Z"}
     expected = [1_714_521_600_000_000 + (time_ms - times_ms[0]) * 1_000 for time_ms in times_ms]
     found: list[tuple[int, int, bytes]] = []
     position = None
@@ -153,7 +157,7 @@ def test_every_form_of_video_begins_when_it_is_told_and_resumes_at_every_frame(t
     assert [time_us for _, time_us, _ in found] == expected
 
 
-def test_a_video_without_a_frame_is_counted(tmp_path):
+def test_a_video_without_a_frame_is_counted(tmp_path: Path) -> None:
     write_times(tmp_path / "whole.mkv", [0, 100, 200])
     torn = (tmp_path / "whole.mkv").read_bytes()
     (tmp_path / "torn.mkv").write_bytes(torn[: torn.index(b"\x1f\x43\xb6\x75") + 40])
@@ -163,13 +167,13 @@ def test_a_video_without_a_frame_is_counted(tmp_path):
 
 
 @pytest.mark.parametrize("step", [1, 7, 23])
-def test_a_restart_anywhere_neither_skips_nor_repeats_a_frame(clip, step):
+def test_a_restart_anywhere_neither_skips_nor_repeats_a_frame(clip: Path, step: int) -> None:
     seen: list[tuple[int, int, bytes]] = []
     position = None
     while True:
         source = camera(clip, position, as_fast_as_it_goes=True)
         try:
-            batch = source.read(step)
+            batch = present(source.read(step))
         except SourceEndedError:
             break
         seen += rows(batch)
@@ -185,7 +189,7 @@ def test_a_restart_anywhere_neither_skips_nor_repeats_a_frame(clip, step):
     ("name", "frames", "size"),
     [("dashcam/solidWhiteRight.mp4", 221, (960, 540)), ("gopro_max-heromode/max-heromode.mp4", 315, (848, 480))],
 )
-def test_real_videos_give_all_their_frames(shared_data, name, frames, size):
+def test_real_videos_give_all_their_frames(shared_data: Path, name: str, frames: int, size) -> None:
     source = camera(shared_data / "vehicle" / name, as_fast_as_it_goes=True, quality=50)
     found = drain(source)
     assert [number for number, _, _ in found] == list(range(frames))
@@ -193,35 +197,35 @@ def test_real_videos_give_all_their_frames(shared_data, name, frames, size):
     assert source.rejected == {}
 
 
-def test_a_real_video_resumes_between_key_frames(shared_data):
+def test_a_real_video_resumes_between_key_frames(shared_data: Path) -> None:
     path = shared_data / "vehicle/dashcam/solidWhiteRight.mp4"
-    options = {"as_fast_as_it_goes": True, "quality": 40, "max_width": 160}
+    options: dict[str, Any] = {"as_fast_as_it_goes": True, "quality": 40, "max_width": 160}
     whole = [jpeg for _, _, jpeg in drain(camera(path, **options), most=80)]
-    batch = camera(path, **options).read(37)
+    batch = present(camera(path, **options).read(37))
     again = drain(camera(path, batch.position, **options), most=43)
-    assert [*batch.payloads, *[jpeg for _, _, jpeg in again]][:80] == whole[:80]
+    assert [*present(batch.payloads), *[jpeg for _, _, jpeg in again]][:80] == whole[:80]
 
 
-def test_fewer_and_smaller_frames_are_given_where_asked_for(clip):
+def test_fewer_and_smaller_frames_are_given_where_asked_for(clip: Path) -> None:
     found = drain(camera(clip, as_fast_as_it_goes=True, rate_hz=5.0, max_width=160))
     assert len(found) == 12
     assert Image.open(io.BytesIO(found[0][2])).size == (160, 48)
     assert all(later[1] - first[1] == 200_000 for first, later in pairwise(found))
 
 
-def test_better_quality_takes_more_bytes(clip):
+def test_better_quality_takes_more_bytes(clip: Path) -> None:
     sizes = [sum(len(jpeg) for _, _, jpeg in drain(camera(clip, as_fast_as_it_goes=True, quality=q))) for q in (10, 60, 100)]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[2]
 
 
-def test_a_looped_file_goes_on_counting(clip):
+def test_a_looped_file_goes_on_counting(clip: Path) -> None:
     found = drain(camera(clip, as_fast_as_it_goes=True, loop=True, time_start="2024-05-01T00:00:00Z"), most=130)
     assert [number for number, _, _ in found][:130] == list(range(130))
     assert [later[1] - first[1] for first, later in pairwise(found)] == [40_000] * (len(found) - 1)
 
 
-def test_a_torn_file_gives_what_can_be_decoded(clip, tmp_path):
+def test_a_torn_file_gives_what_can_be_decoded(clip: Path, tmp_path: Path) -> None:
     content = bytearray(clip.read_bytes())
     start = content.find(b"mdat") + 600
     content[start : start + 400] = bytes(400)
@@ -230,7 +234,7 @@ def test_a_torn_file_gives_what_can_be_decoded(clip, tmp_path):
     assert 20 < len(found) <= 60
 
 
-def test_what_is_no_video_fails_with_a_hint_and_without_the_password(tmp_path):
+def test_what_is_no_video_fails_with_a_hint_and_without_the_password(tmp_path: Path) -> None:
     (tmp_path / "x.mp4").write_bytes(b"no video")
     with pytest.raises(SourceError, match="cannot be opened"):
         camera(tmp_path / "x.mp4")
@@ -241,7 +245,7 @@ def test_what_is_no_video_fails_with_a_hint_and_without_the_password(tmp_path):
     assert "secret" not in f"{caught.value} {caught.value.__cause__}"
 
 
-def test_wrong_options_are_told_before_anything_starts():
+def test_wrong_options_are_told_before_anything_starts() -> None:
     for options, word in (
         ({"source": "x", "quality": 0}, "quality"),
         ({"source": "x", "time_start": "then"}, "time_start"),
@@ -276,7 +280,7 @@ for _ in range(200):
 """
 
 
-def test_an_rtsp_stream_is_read_frame_by_frame_and_its_end_fails_the_source():
+def test_an_rtsp_stream_is_read_frame_by_frame_and_its_end_fails_the_source() -> None:
     url = f"rtsp://127.0.0.1:{free_port()}/live"
     listen = {"rtsp_flags": "listen", "listen_timeout": "20"}
     with subprocess.Popen([sys.executable, "-c", PUSH, url]):
@@ -289,7 +293,7 @@ def test_an_rtsp_stream_is_read_frame_by_frame_and_its_end_fails_the_source():
     assert all(first[1] <= later[1] for first, later in pairwise(found))
 
 
-def test_frames_that_find_no_place_are_dropped_and_counted():
+def test_frames_that_find_no_place_are_dropped_and_counted() -> None:
     source = camera("testsrc=size=64x48:rate=25", clock=SystemClock(), format="lavfi", max_waiting=4)
     until = time.monotonic() + 20
     while DROPPED not in source.rejected and time.monotonic() < until:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import can
 import numpy as np
@@ -17,8 +18,9 @@ from edge_agent.errors import ConfigError, SourceEndedError, SourceError
 from edge_agent.sources.api import Source
 from edge_agent.sources.can.decoder import UNKNOWN
 from edge_agent.sources.files.unpacking import open_unpacked
-from edge_agent.sources.registry import build_source, check_source
+from edge_agent.sources.registry import GuardedSource, build_source, check_source
 from schemas.contract import builtin_contract
+from tests.plant.present import present
 
 SIGNALS = builtin_contract("can_signal")
 # Three messages of the car of comma2k19, as its maker's network has them, one of our own with choices and a multiplexer.
@@ -43,7 +45,7 @@ BO_ 2566834709 DOOR: 2 XXX
 VAL_ 2566834709 STATE 0 "closed" 1 "open" ;
 """
 DOOR = 2566834709 & 0x1FFF_FFFF
-_BUILT: list[Source] = []
+_BUILT: list[GuardedSource] = []
 
 
 @pytest.fixture(autouse=True)
@@ -54,19 +56,19 @@ def _close_all() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def dbc(tmp_path_factory) -> str:
+def dbc(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("dbc") / "car.dbc"
     path.write_text(DBC)
     return str(path)
 
 
-def source(dbc: str, position: bytes | None = None, **options: object) -> Source:
+def source(dbc: str, position: bytes | None = None, **options: Any) -> GuardedSource:
     _BUILT.append(build_source("can", {"dbc": [dbc], **options}, SIGNALS, SystemClock(), position))
     return _BUILT[-1]
 
 
-def drain(made: Source, most: int = 1 << 30, max_samples: int = 500) -> list[dict]:
-    found: list[dict] = []
+def drain(made: Source, most: int = 1 << 30, max_samples: int = 500) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
     while len(found) < most:
         try:
             batch = made.read(max_samples)
@@ -78,7 +80,7 @@ def drain(made: Source, most: int = 1 << 30, max_samples: int = 500) -> list[dic
     return found
 
 
-def frame(id_: int, data: bytes, at_s: float = 1_700_000_000.0, **more: object) -> can.Message:
+def frame(id_: int, data: bytes, at_s: float = 1_700_000_000.0, **more: Any) -> can.Message:
     return can.Message(timestamp=at_s, arbitration_id=id_, data=data, is_extended_id=id_ == DOOR, **more)
 
 
@@ -90,7 +92,7 @@ def write(path: Path, frames: list[can.Message]) -> str:
 
 
 @pytest.fixture(scope="module")
-def drive(shared_data, tmp_path_factory) -> tuple[str, Path]:
+def drive(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """The first 20 s of the car's main bus as a candump log."""
     folder = shared_data / "vehicle/comma2k19/processed_log/CAN"
     t, address, src = (np.load(folder / "raw_can" / name) for name in ("t", "address", "src"))
@@ -104,7 +106,7 @@ def drive(shared_data, tmp_path_factory) -> tuple[str, Path]:
     return write(tmp_path_factory.mktemp("drive") / "drive.log", frames), folder
 
 
-def test_a_real_drive_decodes_to_what_the_car_decoded_itself(dbc, drive):
+def test_a_real_drive_decodes_to_what_the_car_decoded_itself(dbc: str, drive: tuple[str, Path]) -> None:
     log, folder = drive
     found = drain(source(dbc, log=log))
     wheels = [row["value"] / 3.6 for row in found if row["message"] == "WHEEL_SPEEDS"]
@@ -116,7 +118,7 @@ def test_a_real_drive_decodes_to_what_the_car_decoded_itself(dbc, drive):
     assert {row["unit"] for row in found} == {"km/h", "deg"}
 
 
-def _error(folder: Path, times: object, values: object) -> float:
+def _error(folder: Path, times: Any, values: Any) -> float:
     """The most by which ours is off, at the times at which the car's own decoding has a value."""
     at, truth = np.load(folder / "t"), np.load(folder / "value").reshape(-1)
     within = (at >= times[0]) & (at <= times[-1])
@@ -124,16 +126,16 @@ def _error(folder: Path, times: object, values: object) -> float:
 
 
 @pytest.mark.parametrize("max_samples", [1, 97, 5000])
-def test_a_restart_anywhere_neither_skips_nor_repeats(dbc, tmp_path, max_samples):
+def test_a_restart_anywhere_neither_skips_nor_repeats(dbc: str, tmp_path: Path, max_samples: int) -> None:
     frames = [frame(180, bytes(5) + n.to_bytes(2, "big") + b"\0", 1_700_000_000 + n) for n in range(300)]
     log = write(tmp_path / "x.log", frames)
-    seen: list[float] = []
+    seen: list[object] = []
     position, dice = None, random.Random(3)
     while True:
         made = source(dbc, position, log=log)
         try:
             for _ in range(dice.randrange(1, 60)):
-                batch = made.read(max_samples)
+                batch = present(made.read(max_samples))
                 seen += batch.columns["value"]
                 position = batch.position
         except SourceEndedError:
@@ -142,14 +144,14 @@ def test_a_restart_anywhere_neither_skips_nor_repeats(dbc, tmp_path, max_samples
 
 
 @pytest.mark.parametrize("suffix", [".log", ".blf", ".asc", ".trc", ".csv", ".log.gz", ".asc.gz", ".csv.gz"])
-def test_every_kind_of_log_says_the_same(dbc, tmp_path, suffix):
+def test_every_kind_of_log_says_the_same(dbc: str, tmp_path: Path, suffix: str) -> None:
     frames = [frame(180, bytes(5) + bytes((0, n)) + b"\0", 1_700_000_000 + n) for n in range(50)]
     found = drain(source(dbc, log=write(tmp_path / f"x{suffix}", frames)))
     assert [row["value"] for row in found] == [pytest.approx(n * 0.01) for n in range(50)]
     assert {round((later["t"] - first["t"]) / 1e6, 2) for first, later in pairwise(found)} == {1.0}
 
 
-def test_choices_multiplexed_and_extended_messages_are_told(dbc, tmp_path):
+def test_choices_multiplexed_and_extended_messages_are_told(dbc: str, tmp_path: Path) -> None:
     frames = [frame(DOOR, bytes((1, 0 | 5 << 2))), frame(DOOR, bytes((3, 1 | 7 << 2)))]
     found = drain(source(dbc, log=write(tmp_path / "x.log", frames)))
     assert [(row["signal"], row["value"], row["choice"]) for row in found] == [
@@ -163,23 +165,23 @@ def test_choices_multiplexed_and_extended_messages_are_told(dbc, tmp_path):
     assert {(row["can_id"], row["message"], row["channel"]) for row in found} == {(DOOR, "DOOR", "vcan0")}
 
 
-def test_only_the_signals_asked_for_are_given_and_other_frames_are_counted(dbc, tmp_path):
+def test_only_the_signals_asked_for_are_given_and_other_frames_are_counted(dbc: str, tmp_path: Path) -> None:
     frames = [frame(180, bytes(8)), frame(37, bytes(8)), frame(99, b"x"), frame(180, b"", is_remote_frame=True)]
     made = source(dbc, log=write(tmp_path / "x.asc", frames), signals=["*.STEER_FRACTION"])
     assert [row["signal"] for row in drain(made)] == ["STEER_FRACTION"]
     assert made.rejected == {UNKNOWN: 2, "row: remote frame": 1}
 
 
-def test_a_log_whose_times_count_from_zero_is_dated(dbc, tmp_path):
+def test_a_log_whose_times_count_from_zero_is_dated(dbc: str, tmp_path: Path) -> None:
     log = write(tmp_path / "x.log", [frame(180, bytes(8), 5.0 + n) for n in range(3)])
     made = source(dbc, log=log, time_start="2024-05-01T00:00:00Z")
-    batch = made.read(1)
+    batch = present(made.read(1))
     assert batch.event_time_us == [1_714_521_600_000_000]
     again = source(dbc, batch.position, log=log, time_start="2024-05-01T00:00:00Z")
     assert [row["t"] for row in drain(again)] == [1_714_521_601_000_000, 1_714_521_602_000_000]
 
 
-def test_a_broken_log_gives_what_is_before_the_break_and_then_ends(dbc, tmp_path):
+def test_a_broken_log_gives_what_is_before_the_break_and_then_ends(dbc: str, tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     write(path, [frame(180, bytes(8)) for _ in range(3)])
     with path.open("a") as file:
@@ -191,7 +193,9 @@ def test_a_broken_log_gives_what_is_before_the_break_and_then_ends(dbc, tmp_path
 
 @pytest.mark.parametrize("packing", ["gz", "zst"])
 @pytest.mark.parametrize("form", ["log", "asc", "csv"])
-def test_a_packed_log_that_is_cut_short_gives_every_whole_frame_then_its_reason(dbc, tmp_path, form, packing):
+def test_a_packed_log_that_is_cut_short_gives_every_whole_frame_then_its_reason(
+    dbc: str, tmp_path: Path, form: str, packing: str
+) -> None:
     dice = random.Random(11)
     frames = [frame(180, dice.randbytes(5) + n.to_bytes(2, "big") + b"\0", 1_700_000_000 + n) for n in range(5_000)]
     plain = Path(write(tmp_path / f"x.{form}", frames)).read_bytes()
@@ -204,9 +208,9 @@ def test_a_packed_log_that_is_cut_short_gives_every_whole_frame_then_its_reason(
     rows = len(drain(source(dbc, log=_write(tmp_path / f"whole.{form}", whole + b"\n"))))
     assert 2_000 < rows < 5_000
     for max_samples in (1, 5_000):
-        made, found = source(dbc, log=str(path)), []
+        made, found = source(dbc, log=str(path)), list[object]()
         while len(found) < rows:
-            batch = made.read(max_samples)
+            batch = present(made.read(max_samples))
             found += batch.columns["value"]
         with pytest.raises(SourceError, match="cut short"):
             made.read(max_samples)
@@ -220,7 +224,7 @@ def _write(path: Path, body: bytes) -> str:
     return str(path)
 
 
-def test_a_torn_line_of_candump_costs_itself_alone_also_over_a_restart(dbc, tmp_path):
+def test_a_torn_line_of_candump_costs_itself_alone_also_over_a_restart(dbc: str, tmp_path: Path) -> None:
     path = tmp_path / "x.log"
     lines = [f"({n}.000000) can0 0B4#{'00' * 8}" for n in range(6)]
     lines[3:3] = ["(1600000000.12", "garbage"]
@@ -231,12 +235,12 @@ def test_a_torn_line_of_candump_costs_itself_alone_also_over_a_restart(dbc, tmp_
     assert made.rejected == {"row: no line of candump": 2}
     for at in range(1, 6):
         first = source(dbc, log=str(path))
-        batches = [first.read(1) for _ in range(at)]
+        batches = [present(first.read(1)) for _ in range(at)]
         rest = drain(source(dbc, log=str(path), position=batches[-1].position))
         assert [row["t"] for row in rest] == [n * 1_000_000 for n in range(at, 6)]
 
 
-def test_a_bus_is_listened_to(dbc):
+def test_a_bus_is_listened_to(dbc: str) -> None:
     made = source(dbc, channel="test-bus", interface="virtual", wait_ms=20)
     with can.Bus("test-bus", "virtual") as sender:
         for n in range(100):
@@ -248,7 +252,7 @@ def test_a_bus_is_listened_to(dbc):
     assert made.read(10) is None
 
 
-def test_what_is_wrong_is_told_before_anything_starts(dbc, tmp_path):
+def test_what_is_wrong_is_told_before_anything_starts(dbc: str, tmp_path: Path) -> None:
     (tmp_path / "bad.dbc").write_text("BO_ nonsense")
     good = {"dbc": [dbc], "log": "x.log"}
     for options, word in (
@@ -286,18 +290,18 @@ BO_ 257 MUX: 8 ECU
 SPEED = bytes((0xFF, 0x00, 0x50, 0, 0, 0, 0, 0))  # 80 km/h
 
 
-def extended(id_: int, data: bytes, **more: object) -> can.Message:
+def extended(id_: int, data: bytes, **more: Any) -> can.Message:
     return can.Message(timestamp=1_700_000_000.0, arbitration_id=id_, data=data, is_extended_id=True, **more)
 
 
 @pytest.fixture
-def truck(tmp_path) -> str:
+def truck(tmp_path: Path) -> str:
     path = tmp_path / "truck.dbc"
     path.write_text(TRUCK)
     return str(path)
 
 
-def test_a_j1939_message_is_found_whatever_its_priority_and_sender_and_says_who_sent_it(truck, tmp_path):
+def test_a_j1939_message_is_found_whatever_its_priority_and_sender_and_says_who_sent_it(truck: str, tmp_path: Path) -> None:
     frames = [extended(id_, SPEED) for id_ in (0x18FEF1FE, 0x18FEF100, 0x0CFEF127, 0x18FEF2FE)]
     made = source(truck, log=write(tmp_path / "x.log", frames))
     found = drain(made)
@@ -309,7 +313,7 @@ def test_a_j1939_message_is_found_whatever_its_priority_and_sender_and_says_who_
     assert made.rejected == {UNKNOWN: 1}, "another group number is another message"
 
 
-def test_a_message_for_one_receiver_is_found_whoever_that_is(tmp_path):
+def test_a_message_for_one_receiver_is_found_whoever_that_is(tmp_path: Path) -> None:
     (tmp_path / "tsc.dbc").write_text(
         'VERSION ""\nBU_: ECU\nBO_ 2348810494 TSC1: 8 ECU\n SG_ TORQUE : 0|8@1+ (1,-125) [-125|125] "%" ECU\n'
     )
@@ -318,7 +322,7 @@ def test_a_message_for_one_receiver_is_found_whoever_that_is(tmp_path):
     assert [(row["value"], row["source_address"]) for row in found] == [(5.0, 0x0B), (5.0, 0x03)]
 
 
-def test_extended_ids_of_a_maker_are_matched_whole_unless_told_otherwise(truck, tmp_path):
+def test_extended_ids_of_a_maker_are_matched_whole_unless_told_otherwise(truck: str, tmp_path: Path) -> None:
     frames = [extended(2566834702 & 0x1FFF_FFFF, b"\1"), extended((2566834702 & 0x1FFF_FFFF) ^ 0xFF, b"\2")]
     log = write(tmp_path / "x.log", frames)
     assert [row["value"] for row in drain(source(truck, log=log))] == [1.0]
@@ -327,7 +331,7 @@ def test_extended_ids_of_a_maker_are_matched_whole_unless_told_otherwise(truck, 
     assert drain(source(truck, log=speed, j1939="no")) == []
 
 
-def test_an_unknown_multiplexer_value_costs_only_its_own_signals(truck, tmp_path):
+def test_an_unknown_multiplexer_value_costs_only_its_own_signals(truck: str, tmp_path: Path) -> None:
     frames = [frame(257, bytes((sel, 5, 0, 0, 0, 0, 0, 9))) for sel in (0, 7, 1)]
     made = source(truck, log=write(tmp_path / "x.log", frames))
     found = [(row["signal"], row["value"]) for row in drain(made)]
@@ -339,7 +343,7 @@ def test_an_unknown_multiplexer_value_costs_only_its_own_signals(truck, tmp_path
     assert made.rejected == {"report: MUX: multiplexer SEL has a value without signals": 1}
 
 
-def test_multiplexers_within_multiplexers_are_followed(tmp_path):
+def test_multiplexers_within_multiplexers_are_followed(tmp_path: Path) -> None:
     (tmp_path / "m.dbc").write_text(
         'VERSION ""\nBU_: E\nBO_ 300 M: 8 E\n SG_ S0 M : 0|8@1+ (1,0) [0|0] "" E\n SG_ S1 m1M : 8|8@1+ (1,0) [0|0] "" E\n'
         ' SG_ X m2 : 16|8@1+ (1,0) [0|0] "" E\n SG_ Y m1 : 24|8@1+ (1,0) [0|0] "" E\n'
@@ -352,7 +356,7 @@ def test_multiplexers_within_multiplexers_are_followed(tmp_path):
     assert found == [("S0", 1.0), ("S1", 2.0), ("Y", 43.0), ("X", 42.0), ("S0", 1.0), ("S1", 3.0), ("Y", 43.0)]
 
 
-def test_each_channel_of_a_log_has_its_own_database_and_is_named(dbc, truck, tmp_path):
+def test_each_channel_of_a_log_has_its_own_database_and_is_named(dbc: str, truck: str, tmp_path: Path) -> None:
     body = bytes(5) + bytes((0, 100)) + b"\0"
     frames = [frame(180, body, channel="can0"), frame(180, body, channel="can1"), extended(0x18FEF100, SPEED, channel="can1")]
     log = write(tmp_path / "x.log", frames)
@@ -361,7 +365,7 @@ def test_each_channel_of_a_log_has_its_own_database_and_is_named(dbc, truck, tmp
     assert made.rejected == {UNKNOWN: 1}
 
 
-def test_frames_without_a_database_are_samples_of_can_frame(tmp_path):
+def test_frames_without_a_database_are_samples_of_can_frame(tmp_path: Path) -> None:
     frames = [
         frame(0x123, b"\1\2", channel="can0"),
         extended(0x18FEF127, SPEED, channel="can1"),
@@ -389,7 +393,7 @@ def test_frames_without_a_database_are_samples_of_can_frame(tmp_path):
         check_source("can", {**options, "dbc": ["x.dbc"]}, builtin_contract("can_frame"))
 
 
-def test_a_log_of_which_no_frame_matched_is_a_warning(dbc, tmp_path):
+def test_a_log_of_which_no_frame_matched_is_a_warning(dbc: str, tmp_path: Path) -> None:
     made = source(dbc, log=write(tmp_path / "x.log", [frame(77, b"x") for _ in range(3)]))
     assert drain(made) == []
     assert made.rejected == {UNKNOWN: 3, "file: no frame matched: correct dbc, signals or j1939": 1}
@@ -409,7 +413,7 @@ VIEW = """\
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 @pytest.mark.parametrize("name", ["view.log", "view.txt"])
-def test_what_candump_prints_for_people_is_read(dbc, truck, tmp_path, newline, name):
+def test_what_candump_prints_for_people_is_read(dbc: str, truck: str, tmp_path: Path, newline: str, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(VIEW.format(long="00 " * 6 + "68 " + "00 " * 57).replace("\n", newline).encode())
     made = source(dbc, log=str(path), dbc_by_channel={"can1": [truck]}, time_zone="UTC")
@@ -428,16 +432,16 @@ def test_what_candump_prints_for_people_is_read(dbc, truck, tmp_path, newline, n
     }
 
 
-def test_a_view_log_goes_on_where_it_was_left(dbc, tmp_path):
+def test_a_view_log_goes_on_where_it_was_left(dbc: str, tmp_path: Path) -> None:
     path = tmp_path / "v.log"
     path.write_text("".join(f" (17000000{n:02d}.000000)  can0  0B4   [8]  00 00 00 00 00 00 {n:02X} 00\n" for n in range(9)))
     for at in range(1, 9):
         first = source(dbc, log=str(path))
-        batches = [first.read(1) for _ in range(at)]
+        batches = [present(first.read(1)) for _ in range(at)]
         assert len(drain(source(dbc, batches[-1].position, log=str(path)))) == 9 - at
 
 
-def test_the_kernel_is_asked_for_all_senders_of_a_group(truck):
+def test_the_kernel_is_asked_for_all_senders_of_a_group(truck: str) -> None:
     with can.Bus("truck-bus", "virtual") as sender:
         made = source(truck, channel="truck-bus", interface="virtual", wait_ms=20)
         for id_ in (0x18FEF100, 0x0CFEF127, 0x18FEF2FE):

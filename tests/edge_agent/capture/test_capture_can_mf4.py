@@ -11,6 +11,7 @@ from edge_agent.errors import SourceEndedError
 from edge_agent.sources.api import Source
 from edge_agent.sources.registry import build_source
 from schemas.contract import builtin_contract
+from tests.plant.present import present
 
 pytest.importorskip("asammdf", reason="pip install 'catchment[mf4]'")
 SIGNALS = builtin_contract("can_signal")
@@ -65,7 +66,7 @@ def rows(made: Source, most: int = 1_000, max_samples: int = 50) -> tuple[list[t
     position = None
     while len(found) < most:
         try:
-            batch = made.read(max_samples)
+            batch = present(made.read(max_samples))
         except SourceEndedError:
             break
         found += list(

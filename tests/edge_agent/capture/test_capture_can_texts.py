@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edge_agent.checking import check_file
 from edge_agent.errors import ConfigError, SourceEndedError
-from edge_agent.sources.api import SampleBatch, Source
+from edge_agent.sources.api import SampleBatch
 from edge_agent.sources.can.decoder import FAST_PACKET
+from edge_agent.sources.registry import GuardedSource
 from tests.fakes.sources import build, close_all, column
 
 MAY_US = 1_714_521_600_000_000  # 2024-05-01T00:00:00Z
@@ -21,7 +23,7 @@ def _close_all() -> Iterator[None]:
     close_all()
 
 
-def frames(path: Path, text: str, stream: str = "can_frame", **options: object) -> tuple[Source, list[SampleBatch]]:
+def frames(path: Path, text: str, stream: str = "can_frame", **options: Any) -> tuple[GuardedSource, list[SampleBatch]]:
     path.write_text(text)
     source = build("can", stream, log=str(path), **options)
     batches: list[SampleBatch] = []
@@ -42,13 +44,13 @@ def test_an_error_frame_in_a_log_is_counted_and_is_no_data(tmp_path: Path, id_: 
     text = f"(1700000000.1) can0 {id_}#0000000000000000\n(1700000000.2) can0 123#01\n"
     source, batches = frames(tmp_path / "c.log", text)
     assert column(batches, "can_id") == [0x123]
-    assert source.rejected == {"row: error frame": 1}  # type: ignore[attr-defined]
+    assert source.rejected == {"row: error frame": 1}
 
 
 def test_half_a_byte_at_the_end_of_a_torn_line_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
     source, batches = frames(tmp_path / "c.log", "(1700000000.1) can0 123#0102030\n(1700000000.2) can0 123#01\n")
     assert column(batches, "data") == [b"\x01"]
-    assert source.rejected == {"row: no line of candump": 1}  # type: ignore[attr-defined]
+    assert source.rejected == {"row: no line of candump": 1}
 
 
 def test_a_byte_order_mark_points_between_bytes_and_directions_cost_no_frame(tmp_path: Path) -> None:
@@ -57,7 +59,7 @@ def test_a_byte_order_mark_points_between_bytes_and_directions_cost_no_frame(tmp
     assert column(batches, "data") == [b"\1\2", b"", b"\1\2", bytes.fromhex("1122334455667788")]
     assert column(batches, "is_remote") == [False, True, False, False]
     assert column(batches, "is_fd") == [False, False, True, False]
-    assert source.rejected == {}  # type: ignore[attr-defined]
+    assert source.rejected == {}
 
 
 def test_dates_without_a_zone_wait_for_one_and_are_read_in_it(tmp_path: Path) -> None:
@@ -105,4 +107,4 @@ def test_pieces_of_an_nmea_2000_message_make_no_signals_up(tmp_path: Path) -> No
     text = "(1700000000.1) can0 0DF80503#402B010203040506\n(1700000000.2) can0 0DF80503#4107080910111213\n"
     source, batches = frames(tmp_path / "c.log", text, "can_signal", dbc=[str(dbc)])
     assert batches == []
-    assert source.rejected[FAST_PACKET] == 2  # type: ignore[attr-defined]
+    assert source.rejected[FAST_PACKET] == 2

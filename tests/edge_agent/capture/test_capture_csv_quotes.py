@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from edge_agent.errors import SourceEndedError
-from edge_agent.sources.api import SampleBatch, Source
+from edge_agent.sources.api import SampleBatch
+from edge_agent.sources.registry import GuardedSource
 from edge_agent.sources.rows.csv_rows import OPEN_QUOTE, leaves_open
 from tests.fakes.sources import build, close_all, column
 
@@ -21,7 +22,7 @@ def _close_all() -> Iterator[None]:
     close_all()
 
 
-def read(kind: str, path: Path, text: str) -> tuple[Source, list[SampleBatch]]:
+def read(kind: str, path: Path, text: str) -> tuple[GuardedSource, list[SampleBatch]]:
     path.write_text(text)
     source = build(kind, "network_flow", path=str(path))
     batches: list[SampleBatch] = []
@@ -48,7 +49,7 @@ def test_a_quote_that_is_never_closed_costs_its_own_row_and_is_counted(kind: str
     source, batches = read(kind, tmp_path / "t.csv", text)
     assert column(batches, "duration_s") == [0.0, 2.0, 3.0, 4.0, 5.0]
     assert column(batches, "service")[-2] == later[1:-1].replace('""', '"')
-    assert source.rejected == {OPEN_QUOTE: 1}  # type: ignore[attr-defined]
+    assert source.rejected == {OPEN_QUOTE: 1}
 
 
 def test_an_open_quote_in_a_log_that_grows_holds_nothing_up_for_long(tmp_path: Path) -> None:
@@ -60,7 +61,7 @@ def test_an_open_quote_in_a_log_that_grows_holds_nothing_up_for_long(tmp_path: P
 def test_text_of_several_lines_that_breaks_off_with_its_file_is_counted_and_gives_no_row(tmp_path: Path) -> None:
     source, batches = read("replay", tmp_path / "t.csv", HEADER + row(0, "a") + row(1, '"line one\nline, two\nline three'))
     assert column(batches, "duration_s") == [0.0]
-    assert source.rejected == {OPEN_QUOTE: 3}  # type: ignore[attr-defined]
+    assert source.rejected == {OPEN_QUOTE: 3}
 
 
 def test_rows_behind_an_open_quote_are_read_once_over_a_restart(tmp_path: Path) -> None:

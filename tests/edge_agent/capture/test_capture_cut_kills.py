@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.fakes.log_writer import CutWriter
 
 @pytest.mark.slow
 @pytest.mark.parametrize("appends", [True, False], ids=["append", "own place"])
-def test_copy_and_cut_with_packing_and_sigkill_at_any_moment_gives_each_row_once(tmp_path, appends):
+def test_copy_and_cut_with_packing_and_sigkill_at_any_moment_gives_each_row_once(tmp_path: Path, appends: bool) -> None:
     log, spool_dir = tmp_path / "conn.log", tmp_path / "spool"
     dice = random.Random(7)
     writer = CutWriter(log, appends=appends, buffer=100)

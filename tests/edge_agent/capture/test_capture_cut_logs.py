@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,7 +21,7 @@ def _close_all():
 
 @pytest.mark.parametrize("appends", [True, False], ids=["append", "own place"])
 @pytest.mark.parametrize("form", ["tsv", "json"])
-def test_a_cut_log_is_followed_over_rotations_without_a_row_lost_or_twice(tmp_path, form, appends):
+def test_a_cut_log_is_followed_over_rotations_without_a_row_lost_or_twice(tmp_path: Path, form: str, appends: bool) -> None:
     writer = CutWriter(tmp_path / "conn.log", form, appends=appends)
     writer.rows(5)
     source = follow(writer.log)
@@ -41,7 +42,9 @@ def test_a_cut_log_is_followed_over_rotations_without_a_row_lost_or_twice(tmp_pa
 @pytest.mark.parametrize("packing", ["", "gz", "zst", "xz"])
 @pytest.mark.parametrize("appends", [True, False], ids=["append", "own place"])
 @pytest.mark.parametrize("form", ["tsv", "json"])
-def test_what_was_cut_several_times_while_the_agent_was_stopped_is_read_once(tmp_path, form, appends, packing):
+def test_what_was_cut_several_times_while_the_agent_was_stopped_is_read_once(
+    tmp_path: Path, form: str, appends: bool, packing: str
+) -> None:
     writer = CutWriter(tmp_path / "conn.log", form, appends=appends)
     writer.rows(50)
     seen, position = uids(follow(writer.log))
@@ -59,7 +62,7 @@ def test_what_was_cut_several_times_while_the_agent_was_stopped_is_read_once(tmp
 
 
 @pytest.mark.parametrize("appends", [True, False], ids=["append", "own place"])
-def test_a_log_without_header_that_is_met_for_the_first_time_finds_it_in_a_rotated_file(tmp_path, appends):
+def test_a_log_without_header_that_is_met_for_the_first_time_finds_it_in_a_rotated_file(tmp_path: Path, appends: bool) -> None:
     writer = CutWriter(tmp_path / "conn.log", appends=appends)
     writer.rows(5)
     writer.rotate()
@@ -72,7 +75,7 @@ def test_a_log_without_header_that_is_met_for_the_first_time_finds_it_in_a_rotat
 
 @pytest.mark.parametrize("form", ["tsv", "json"])
 @pytest.mark.parametrize("buffer", [7, 64, 4096])
-def test_a_row_that_a_buffering_writer_tore_over_a_cut_is_put_together(tmp_path, form, buffer):
+def test_a_row_that_a_buffering_writer_tore_over_a_cut_is_put_together(tmp_path: Path, form: str, buffer: int) -> None:
     writer = CutWriter(tmp_path / "conn.log", form, buffer=buffer)
     writer.rows(200)
     source = follow(writer.log)
@@ -93,7 +96,9 @@ def test_a_row_that_a_buffering_writer_tore_over_a_cut_is_put_together(tmp_path,
 
 @pytest.mark.parametrize("is_stopped", [False, True], ids=["running", "stopped"])
 @pytest.mark.parametrize("form", ["tsv", "json"])
-def test_rows_of_a_log_that_was_empty_and_is_empty_again_after_its_rotation_are_read(tmp_path, form, is_stopped):
+def test_rows_of_a_log_that_was_empty_and_is_empty_again_after_its_rotation_are_read(
+    tmp_path: Path, form: str, is_stopped: bool
+) -> None:
     writer = CutWriter(tmp_path / "conn.log", form)
     writer.rows(2)
     source = follow(writer.log)
@@ -107,7 +112,7 @@ def test_rows_of_a_log_that_was_empty_and_is_empty_again_after_its_rotation_are_
     assert seen + uids(source)[0] == writer.written
 
 
-def test_rows_are_read_that_were_rotated_away_from_behind_a_header_which_stands_there_again(tmp_path):
+def test_rows_are_read_that_were_rotated_away_from_behind_a_header_which_stands_there_again(tmp_path: Path) -> None:
     writer = CutWriter(tmp_path / "conn.log")
     source = follow(writer.log)
     assert uids(source)[0] == []  # the header was read, and no row
@@ -119,7 +124,7 @@ def test_rows_are_read_that_were_rotated_away_from_behind_a_header_which_stands_
         assert uids(source)[0] == writer.written[-3:]
 
 
-def test_rows_that_were_read_before_the_copy_ended_short_are_not_read_again(tmp_path):
+def test_rows_that_were_read_before_the_copy_ended_short_are_not_read_again(tmp_path: Path) -> None:
     writer = CutWriter(tmp_path / "conn.log")
     writer.rows(9)
     size = writer.log.stat().st_size
@@ -135,7 +140,7 @@ def test_rows_that_were_read_before_the_copy_ended_short_are_not_read_again(tmp_
         assert one.rejected == {}
 
 
-def test_rows_lost_between_copy_and_cut_are_counted_where_the_writer_keeps_its_place(tmp_path):
+def test_rows_lost_between_copy_and_cut_are_counted_where_the_writer_keeps_its_place(tmp_path: Path) -> None:
     writer = CutWriter(tmp_path / "conn.log", appends=False)
     writer.rows(9)
     source = follow(writer.log)
@@ -149,7 +154,7 @@ def test_rows_lost_between_copy_and_cut_are_counted_where_the_writer_keeps_its_p
     assert source.rejected == {follow_log.BETWEEN: 1}
 
 
-def test_a_log_that_is_cut_without_a_copy_is_counted_and_goes_on(tmp_path):
+def test_a_log_that_is_cut_without_a_copy_is_counted_and_goes_on(tmp_path: Path) -> None:
     writer = CutWriter(tmp_path / "conn.log")
     writer.rows(9)
     source = follow(writer.log)
@@ -163,7 +168,7 @@ def test_a_log_that_is_cut_without_a_copy_is_counted_and_goes_on(tmp_path):
     assert again.rejected == {follow_log.GONE: 1}
 
 
-def test_a_torn_row_whose_other_half_is_lost_is_counted_and_the_next_is_whole(tmp_path):
+def test_a_torn_row_whose_other_half_is_lost_is_counted_and_the_next_is_whole(tmp_path: Path) -> None:
     log = tmp_path / "conn.log"
     log.write_text(HEADER + "1.5\tCa\t10.0.0.1\t-\ttcp\n2.5\tC")
     source = follow(log)
@@ -177,7 +182,7 @@ def test_a_torn_row_whose_other_half_is_lost_is_counted_and_the_next_is_whole(tm
     assert source.rejected == {follow_log.TORN: 1}
 
 
-def test_a_copy_that_is_there_before_the_cut_is_not_read_beside_the_log(tmp_path):
+def test_a_copy_that_is_there_before_the_cut_is_not_read_beside_the_log(tmp_path: Path) -> None:
     writer = CutWriter(tmp_path / "conn.log")
     writer.rows(9)
     writer.copy()
@@ -191,7 +196,7 @@ def test_a_copy_that_is_there_before_the_cut_is_not_read_beside_the_log(tmp_path
     assert seen + uids(source)[0] == writer.written  # the copy ended before what was read of the log
 
 
-def test_a_log_that_is_cut_and_grows_past_its_old_size_between_two_looks_is_noticed(tmp_path):
+def test_a_log_that_is_cut_and_grows_past_its_old_size_between_two_looks_is_noticed(tmp_path: Path) -> None:
     for form in ("tsv", "json"):
         folder = tmp_path / form
         folder.mkdir()
@@ -207,7 +212,7 @@ def test_a_log_that_is_cut_and_grows_past_its_old_size_between_two_looks_is_noti
         assert source.rejected == {}
 
 
-def test_rows_that_came_and_were_rotated_away_while_the_log_was_open_and_empty_come_first(tmp_path):
+def test_rows_that_came_and_were_rotated_away_while_the_log_was_open_and_empty_come_first(tmp_path: Path) -> None:
     writer = CutWriter(tmp_path / "conn.log")
     writer.rows(2)
     source = follow(writer.log)
@@ -219,7 +224,7 @@ def test_rows_that_came_and_were_rotated_away_while_the_log_was_open_and_empty_c
     assert seen + uids(source)[0] == writer.written
 
 
-def test_nul_bytes_that_a_power_cut_left_are_no_rows_and_a_row_torn_by_them_is_counted(tmp_path):
+def test_nul_bytes_that_a_power_cut_left_are_no_rows_and_a_row_torn_by_them_is_counted(tmp_path: Path) -> None:
     log = tmp_path / "conn.log"
     log.write_bytes(HEADER.encode() + b"1.5\tCa\t-\t-\ttcp\n2.5\tCb" + bytes(3000) + b"3.5\tCc\t-\t-\ttcp\n")
     source = follow(log)
@@ -234,7 +239,7 @@ def test_nul_bytes_that_a_power_cut_left_are_no_rows_and_a_row_torn_by_them_is_c
     assert source.rejected == {"row: torn by NUL bytes": 1}
 
 
-def test_a_wide_header_does_not_make_two_files_one(tmp_path):
+def test_a_wide_header_does_not_make_two_files_one(tmp_path: Path) -> None:
     wide = HEADER.replace("proto", "proto" + "".join(f"\tfield_{n:04}" for n in range(200)))
     wide = wide.replace("enum", "enum" + "\tstring" * 200)
     rest = "\t-" * 200
@@ -261,11 +266,11 @@ STEPS = st.lists(
 @given(STEPS, st.sampled_from(["tsv", "json"]), st.booleans(), st.sampled_from([0, 50]), st.sampled_from(["gz", "zst", "xz"]))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_order_of_writing_cutting_packing_and_killing_gives_each_row_once(
-    tmp_path_factory, steps, form, appends, buffer, packing
-):
+    tmp_path_factory: pytest.TempPathFactory, steps, form, appends, buffer, packing
+) -> None:
     writer = CutWriter(tmp_path_factory.mktemp("cut") / "conn.log", form, appends=appends, buffer=buffer)
     writer.rows(2)
-    source, stored, seen = follow(writer.log), [], []
+    source, stored, seen = follow(writer.log), list[Any](), list[Any]()
     position = source.position
     for step in [*steps, "kill"]:
         if step in ("rows", "many"):

@@ -24,7 +24,7 @@ def start(program: str, position: bytes | None):
     return build_source("exec", {"command": [sys.executable, "-c", program]}, TELEMETRY, SystemClock(), position)
 
 
-def test_a_program_killed_again_and_again_neither_skips_nor_repeats():
+def test_a_program_killed_again_and_again_neither_skips_nor_repeats() -> None:
     seen: list[float] = []
     position, kills = None, 0
     while True:
@@ -46,7 +46,7 @@ def test_a_program_killed_again_and_again_neither_skips_nor_repeats():
 
 
 @pytest.mark.parametrize("cell", ["7", "null", '"a\\u0000b"', '"' + "x" * 5000 + '"'])
-def test_a_position_that_is_none_is_counted_and_the_sample_kept(cell):
+def test_a_position_that_is_none_is_counted_and_the_sample_kept(cell) -> None:
     source = start(f"print('{{\"speed_mps\": 1.0, \"resume_position\": ' + {cell!r} + '}}')", None)
     batch = None
     while batch is None:
@@ -57,7 +57,7 @@ def test_a_position_that_is_none_is_counted_and_the_sample_kept(cell):
     source.close()
 
 
-def test_a_program_that_tells_no_position_finds_none():
+def test_a_program_that_tells_no_position_finds_none() -> None:
     source = start("import os; print('{\"speed_mps\": %d}' % ('CATCHMENT_RESUME_POSITION' in os.environ))", None)
     batch = None
     while batch is None:

@@ -9,6 +9,7 @@ from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError
 from edge_agent.sources.registry import build_source, check_source
 from schemas.contract import builtin_contract
+from tests.plant.present import present
 
 FRAMES = builtin_contract("camera_frame")
 
@@ -36,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_chmod_makes_no_new_file_while_the_agent_runs(folder):
+def test_a_chmod_makes_no_new_file_while_the_agent_runs(folder: Path) -> None:
     source = watch(folder)
     assert names(source)[0] == ["a.jpg", "b.jpg"]
     (folder / "a.jpg").chmod(0o600)
@@ -44,7 +45,7 @@ def test_a_chmod_makes_no_new_file_while_the_agent_runs(folder):
     assert names(source)[0] == []
 
 
-def test_a_chmod_makes_no_new_file_while_the_agent_is_down(folder):
+def test_a_chmod_makes_no_new_file_while_the_agent_is_down(folder: Path) -> None:
     _, position = names(watch(folder))
     (folder / "a.jpg").chmod(0o600)
     (folder / "c.jpg").write_bytes(b"new")
@@ -53,7 +54,7 @@ def test_a_chmod_makes_no_new_file_while_the_agent_is_down(folder):
     assert names(watch(folder, position))[0] == []
 
 
-def test_a_rewrite_is_a_new_file(folder):
+def test_a_rewrite_is_a_new_file(folder: Path) -> None:
     source = watch(folder)
     names(source)
     (folder / "a.jpg").write_bytes(b"other content")
@@ -61,7 +62,7 @@ def test_a_rewrite_is_a_new_file(folder):
 
 
 @pytest.mark.parametrize("done", ["delete", "move"])
-def test_a_file_whose_rights_change_before_it_is_durable_is_still_put_away(folder, done):
+def test_a_file_whose_rights_change_before_it_is_durable_is_still_put_away(folder: Path, done: str) -> None:
     source = watch(folder, done=done)
     batch = None
     while batch is None:
@@ -71,14 +72,14 @@ def test_a_file_whose_rights_change_before_it_is_durable_is_still_put_away(folde
     assert [path.name for path in folder.glob("*.jpg")] == []
 
 
-def test_files_given_out_before_a_crash_are_put_away_by_their_fingerprint(folder):
+def test_files_given_out_before_a_crash_are_put_away_by_their_fingerprint(folder: Path) -> None:
     _, position = names(watch(folder, done="delete"))
     (folder / "a.jpg").chmod(0o600)
     assert names(watch(folder, position, done="delete"))[0] == []
     assert list(folder.glob("*.jpg")) == []
 
 
-def test_options_are_checked_without_opening_anything(tmp_path):
+def test_options_are_checked_without_opening_anything(tmp_path: Path) -> None:
     check_source("directory", {"path": str(tmp_path / "not there yet")}, FRAMES)
     for kind, options, word in (
         ("directory", {"path": "x", "setle_ms": 1}, "setle_ms"),
@@ -93,21 +94,21 @@ def test_options_are_checked_without_opening_anything(tmp_path):
 
 @pytest.mark.parametrize("name", ["x" * 251 + ".jpg", "ü" * 125 + "a.jpg", os.fsdecode(b"\xe9" * 251 + b".jpg")])
 @pytest.mark.parametrize("done", ["keep", "delete", "move"])
-def test_a_name_as_long_as_names_may_be_is_captured_and_put_away_twice(tmp_path, name, done):
+def test_a_name_as_long_as_names_may_be_is_captured_and_put_away_twice(tmp_path: Path, name, done: str) -> None:
     for content in (b"one", b"second"):
         (tmp_path / name).write_bytes(content)
         source = watch(tmp_path, done=done)
         batch = source.read(10)
         assert batch is not None
         assert batch.payloads == [content]
-        assert len(batch.columns["file_name"][0]) <= FRAMES.column("file_name").max_length
+        assert len(batch.columns["file_name"][0]) <= present(present(FRAMES.column("file_name")).max_length)
         source.stored(batch)
         source.close()
         assert source.rejected == {}
     assert len(list(tmp_path.glob("done/*"))) == (2 if done == "move" else 0)
 
 
-def test_without_a_pattern_only_files_that_the_contract_takes_are_captured(tmp_path):
+def test_without_a_pattern_only_files_that_the_contract_takes_are_captured(tmp_path: Path) -> None:
     png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(17) + b"\0\0\0\0IEND\xaeB`\x82"
     for name, content in (
         ("a.jpg", b"\xff\xd8\xff\xd9"),

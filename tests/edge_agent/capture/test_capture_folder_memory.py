@@ -53,7 +53,9 @@ def fill(folder: Path, names: range) -> None:
 
 
 @pytest.mark.parametrize("many", [1_200, pytest.param(5_000, marks=pytest.mark.slow)])
-def test_thousands_of_files_are_captured_once_whatever_happens_to_them_while_the_agent_is_down(tmp_path, spool, many):
+def test_thousands_of_files_are_captured_once_whatever_happens_to_them_while_the_agent_is_down(
+    tmp_path: Path, spool, many: int
+) -> None:
     folder = tmp_path / "in"
     fill(folder, range(many))
     found = take(spool, folder, most=many // 500)
@@ -74,7 +76,7 @@ def test_thousands_of_files_are_captured_once_whatever_happens_to_them_while_the
     assert take(spool, folder) == []
 
 
-def test_a_rewritten_file_is_new_and_one_that_was_removed_is_forgotten(tmp_path, spool):
+def test_a_rewritten_file_is_new_and_one_that_was_removed_is_forgotten(tmp_path: Path, spool) -> None:
     folder = tmp_path / "in"
     fill(folder, range(50))
     assert len(take(spool, folder)) == 50
@@ -86,7 +88,7 @@ def test_a_rewritten_file_is_new_and_one_that_was_removed_is_forgotten(tmp_path,
     assert len(kept) == 10
 
 
-def test_the_position_of_an_older_agent_is_taken_over(tmp_path, spool):
+def test_the_position_of_an_older_agent_is_taken_over(tmp_path: Path, spool) -> None:
     folder = tmp_path / "in"
     fill(folder, range(5))
     newest = max(path.stat().st_ctime_ns for path in folder.iterdir())
@@ -100,7 +102,7 @@ def test_the_position_of_an_older_agent_is_taken_over(tmp_path, spool):
     assert len(msgspec.json.decode(batch.position)["given"]) == 6
 
 
-def test_one_more_file_rewrites_a_piece_of_the_position_and_not_all_of_it(tmp_path):
+def test_one_more_file_rewrites_a_piece_of_the_position_and_not_all_of_it(tmp_path: Path) -> None:
     db = database.connect_writer(tmp_path / "db", 1 << 28, 4_096)
     value = b'{"given":[' + b",".join(b'"%016d"' % n for n in range(5_000))
     changes.keep_position(db, "d", value + b"]}")

@@ -17,11 +17,11 @@ from edge_agent.errors import ConfigError, SourceEndedError, SourceError
 from edge_agent.pictures.child import as_errors
 from edge_agent.sources.api import SampleBatch, Source
 from edge_agent.sources.directory.picture_formats import ImageHeader, read_image_header
-from edge_agent.sources.registry import build_source, check_source
+from edge_agent.sources.registry import GuardedSource, build_source, check_source
 from edge_agent.sources.rows.mapping import NO_COLUMN
 from schemas.contract import builtin_contract
 
-_BUILT: list[Source] = []
+_BUILT: list[GuardedSource] = []
 HUGE = "9" * 5_000
 
 
@@ -32,7 +32,7 @@ def _close_all() -> Iterator[None]:
         _BUILT.pop().close()
 
 
-def build(kind: str, stream: str, position: bytes | None = None, **options: object) -> Source:
+def build(kind: str, stream: str, position: bytes | None = None, **options: object) -> GuardedSource:
     _BUILT.append(build_source(kind, options, builtin_contract(stream), SystemClock(), position))
     return _BUILT[-1]
 
@@ -67,11 +67,13 @@ def rows_of(batch: SampleBatch) -> list[dict[str, object]]:
         ('{"ts":1,"uid":' + "[" * 600 + "]" * 600 + '}\n{"ts":2,"uid":"y"}\n', [{}, {"uid": "y"}], "cell uid: not text"),
     ],
 )
-def test_numbers_of_thousands_of_digits_and_deep_nests_cost_a_cell_and_not_the_source(tmp_path, table, rows, reason):
+def test_numbers_of_thousands_of_digits_and_deep_nests_cost_a_cell_and_not_the_source(
+    tmp_path: Path, table, rows, reason: str
+) -> None:
     assert replay(tmp_path / "x.table", table, "network_flow") == (rows, {reason: 1})
 
 
-def test_not_a_number_passes_as_json_as_it_does_as_csv(tmp_path):
+def test_not_a_number_passes_as_json_as_it_does_as_csv(tmp_path: Path) -> None:
     found, refused = replay(tmp_path / "x.jsonl", '{"ts":1,"speed_mps":NaN}\n{"ts":2,"speed_mps":-Infinity}\n{"ts":NaN"}\n')
     assert [str(row["speed_mps"]) for row in found] == ["nan", "-inf"]
     assert refused == {"row: no JSON": 1}
@@ -80,18 +82,18 @@ def test_not_a_number_passes_as_json_as_it_does_as_csv(tmp_path):
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
-def test_the_header_tells_the_separator(tmp_path, separator):
+def test_the_header_tells_the_separator(tmp_path: Path, separator: str) -> None:
     lines = [["ts", '"speed, m/s; of the car"', "speed_mps"], ["1", "x", "2.5"], ["2", '"a;b,c|d\te"', "3"]]
     found, refused = replay(tmp_path / "x.csv", "".join(separator.join(line) + "\r\n" for line in lines))
     assert (found, refused) == ([{"speed_mps": 2.5}, {"speed_mps": 3.0}], {})
 
 
 @pytest.mark.parametrize("content", ["a,b\n1,2\n3,4\n", "speed\n1\n2\n", '{"speed":1}\n{"speed":2}\n'])
-def test_a_table_with_none_of_the_contract_s_columns_becomes_no_samples(tmp_path, content):
+def test_a_table_with_none_of_the_contract_s_columns_becomes_no_samples(tmp_path: Path, content: str) -> None:
     assert replay(tmp_path / "x", content) == ([], {NO_COLUMN: 2})
 
 
-def test_a_long_cell_is_a_cell_and_an_open_quote_costs_its_own_line(tmp_path):
+def test_a_long_cell_is_a_cell_and_an_open_quote_costs_its_own_line(tmp_path: Path) -> None:
     found, refused = replay(tmp_path / "x.csv", "ts,message\n1," + "x" * 200_000 + "\n2,y\n", "log_line")
     assert ([len(str(row["message"])) for row in found], refused) == ([200_000, 1], {})
     rows = "".join(f"{n},{'z' * 1_000}\n" for n in range(6_000))
@@ -99,7 +101,7 @@ def test_a_long_cell_is_a_cell_and_an_open_quote_costs_its_own_line(tmp_path):
     assert (len(found), refused) == (6_000, {"row: no CSV (a quote is not closed)": 1})
 
 
-def test_a_file_whose_name_is_no_utf8_is_a_sample_and_its_place_is_kept(tmp_path):
+def test_a_file_whose_name_is_no_utf8_is_a_sample_and_its_place_is_kept(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     path = os.fsencode(folder) + b"/caf\xe9.jpg"
@@ -116,7 +118,7 @@ def test_a_file_whose_name_is_no_utf8_is_a_sample_and_its_place_is_kept(tmp_path
     assert not list(folder.iterdir())
 
 
-def test_a_folder_that_takes_long_to_look_through_is_looked_at_seldom(tmp_path, monkeypatch):
+def test_a_folder_that_takes_long_to_look_through_is_looked_at_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Slow:
         at_s = 0.0
 
@@ -155,12 +157,14 @@ def test_a_folder_that_takes_long_to_look_through_is_looked_at_seldom(tmp_path, 
         ("nmea", "vehicle_telemetry", {"source": "/dev/x", "timeout_s": float("inf")}, "timeout_s = inf"),
     ],
 )
-def test_a_length_of_time_a_rate_or_a_size_below_nothing_is_told_before_anything_starts(kind, stream, options, fragment):
+def test_a_length_of_time_a_rate_or_a_size_below_nothing_is_told_before_anything_starts(
+    kind: str, stream: str, options, fragment: str
+) -> None:
     with pytest.raises(ConfigError, match=fragment):
         check_source(kind, options, builtin_contract(stream))
 
 
-def test_a_program_that_closes_its_output_and_goes_on_fails_the_source_and_is_ended():
+def test_a_program_that_closes_its_output_and_goes_on_fails_the_source_and_is_ended() -> None:
     script = "echo '{\"speed_mps\": 1}'; exec 1>&-; sleep 600"
     source = build("exec", "vehicle_telemetry", command=["sh", "-c", script], stop_ms=200)
     found: list[dict[str, object]] = []
@@ -175,7 +179,7 @@ def test_a_program_that_closes_its_output_and_goes_on_fails_the_source_and_is_en
     assert found == [{"speed_mps": 1.0}]
 
 
-def test_what_a_program_started_ends_with_it(tmp_path):
+def test_what_a_program_started_ends_with_it(tmp_path: Path) -> None:
     mark = f"{tmp_path.name}-{os.getpid()}"
     script = f"import time, sys; print('{{}}', flush=True); time.sleep(600)  # {mark}"
     source = build("exec", "vehicle_telemetry", command=["sh", "-c", f'{sys.executable} -c "{script}" | cat'], stop_ms=5_000)
@@ -214,7 +218,7 @@ def _running(mark: str) -> list[str]:
         ("TIFF", "image/tiff", {}),
     ],
 )
-def test_the_size_of_a_picture_is_told_whatever_its_format(form, media_type, options):
+def test_the_size_of_a_picture_is_told_whatever_its_format(form: str, media_type: str, options) -> None:
     body = io.BytesIO()
     Image.new("RGB", (67, 45), (9, 99, 199)).save(body, form, **options)
     assert read_image_header(io.BytesIO(body.getvalue())) == ImageHeader(media_type, 67, 45)
@@ -222,7 +226,7 @@ def test_the_size_of_a_picture_is_told_whatever_its_format(form, media_type, opt
         read_image_header(io.BytesIO(body.getvalue()[:end]))  # a torn one may tell less, and never raises
 
 
-def test_two_threads_that_look_at_pictures_leave_the_process_s_warnings_as_they_were():
+def test_two_threads_that_look_at_pictures_leave_the_process_s_warnings_as_they_were() -> None:
     before, second_in, let_go = list(warnings.filters), threading.Event(), threading.Event()
 
     def first() -> None:

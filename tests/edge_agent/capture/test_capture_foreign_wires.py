@@ -13,17 +13,18 @@ import pytest
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceError
-from edge_agent.sources.api import Rejects, Source
+from edge_agent.sources.api import Rejects
 from edge_agent.sources.mqtt_local.session import BrokerAccess, Subscription
 from edge_agent.sources.netflow.export import LOST, Exporter
 from edge_agent.sources.netflow.source import NetflowSource, build, flow_times
 from edge_agent.sources.network.frames import FrameBuffer
 from edge_agent.sources.network.sockets import SocketInbox
 from edge_agent.sources.nmea.sentence import SentenceError, _rmc
-from edge_agent.sources.registry import build_source, check_source
+from edge_agent.sources.registry import GuardedSource, build_source, check_source
 from edge_agent.sources.syslog.message import read_message
 from schemas.contract import builtin_contract
 from tests.fakes.drained import rows
+from tests.plant.broker import RunningBroker
 
 NOW_US = int(datetime(2024, 5, 31, 12, tzinfo=UTC).timestamp() * 1e6)
 
@@ -40,7 +41,7 @@ def v5(sequence: int) -> bytes:
     return struct.pack("!HHIIIIBBH", 5, 1, 1000, 1_700_000_000, 0, sequence, 0, 0, 0) + bytes(48)
 
 
-def test_garbage_takes_no_exporter_s_place(flows):
+def test_garbage_takes_no_exporter_s_place(flows: NetflowSource) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
         for _ in range(30):
             out.sendto(b"\xff" + os.urandom(40), ("127.0.0.1", flows.port))
@@ -50,7 +51,7 @@ def test_garbage_takes_no_exporter_s_place(flows):
 
 
 @pytest.mark.parametrize(("order", "lost"), [((0, 1, 3, 2, 4, 5), 1), ((0, 1, 2, 3), 0), ((0, 2, 3), 1), ((7, 0, 1), 0)])
-def test_a_datagram_that_was_overtaken_is_counted_once(order, lost):
+def test_a_datagram_that_was_overtaken_is_counted_once(order, lost: int) -> None:
     rejects = Rejects("test")
     exporter = Exporter(rejects)
     for sequence in order:
@@ -70,14 +71,14 @@ def ntp(at_s: float) -> bytes:
         (((152, 8), (161, 4)), struct.pack("!QI", 1_600_000_000_500, 1_500)),
     ],
 )
-def test_flows_that_tell_their_times_finely_or_how_long_they_took(fields, record):
+def test_flows_that_tell_their_times_finely_or_how_long_they_took(fields, record) -> None:
     template = struct.pack("!HH", 256, len(fields)) + b"".join(struct.pack("!HH", *field) for field in fields)
     sets = struct.pack("!HH", 2, 4 + len(template)) + template + struct.pack("!HH", 256, 4 + len(record)) + record
     (export,) = Exporter(Rejects("test")).read(struct.pack("!HHIII", 10, 16 + len(sets), 1_700_000_000, 0, 7) + sets)
     assert flow_times(export.records[0], export) == (1_600_000_000_500.0, 1_600_000_002_000.0)
 
 
-def test_a_scanner_that_is_gone_at_once_closes_on_nobody_else():
+def test_a_scanner_that_is_gone_at_once_closes_on_nobody_else() -> None:
     class Scanned(ssl.SSLContext):
         def wrap_socket(self, *_: object, **__: object) -> ssl.SSLSocket:
             raise ConnectionResetError(104, "Connection reset by peer")
@@ -100,7 +101,7 @@ def test_a_scanner_that_is_gone_at_once_closes_on_nobody_else():
     assert (found, rejects.counts) == ([b"<13>one", b"<13>two"], {"connection: broke: Connection reset by peer": 1})
 
 
-def test_a_line_that_begins_with_a_number_is_a_line():
+def test_a_line_that_begins_with_a_number_is_a_line() -> None:
     frames = FrameBuffer(100, Rejects("test"))
     found = [message for byte in b"12 files are gone\n<13>x\n5 <13>y7 <13>a b99 z\n" for message in frames.add(bytes((byte,)))]
     assert found == [b"12 files are gone", b"<13>x", b"<13>y", b"<13>a b", b"99 z"]
@@ -117,18 +118,18 @@ def test_a_line_that_begins_with_a_number_is_a_line():
         (b"\xef\xbb\xbf<13>x", {"facility": 1, "message": "x", "problem": ""}),
     ],
 )
-def test_messages_as_network_devices_write_them(raw, expected):
+def test_messages_as_network_devices_write_them(raw: bytes, expected) -> None:
     found = read_message(raw, NOW_US, UTC)
     assert {name: getattr(found, name) for name in expected} == expected
 
 
 @pytest.fixture
-def receiver() -> Iterator[Callable[..., Source]]:
+def receiver() -> Iterator[Callable[..., GuardedSource]]:
     """A satellite receiver that says what it is told."""
     opened: list[socket.socket] = []
-    built: list[Source] = []
+    built: list[GuardedSource] = []
 
-    def start(*bodies: str) -> Source:
+    def start(*bodies: str) -> GuardedSource:
         server = socket.create_server(("127.0.0.1", 0))
         built.append(
             build_source(
@@ -157,7 +158,7 @@ def _sentence(body: str) -> bytes:
     return f"${body}*{total:02X}\r\n".encode()
 
 
-def test_fixes_that_lack_a_date_are_counted(receiver):
+def test_fixes_that_lack_a_date_are_counted(receiver: Callable[..., GuardedSource]) -> None:
     source = receiver(*(f"GPGGA,12351{n},4807.038,N,01131.000,E,1,08,0.9,545.4,M,46.9,M,," for n in range(5)))
     for _ in range(50):
         assert source.read(10) is None
@@ -167,12 +168,12 @@ def test_fixes_that_lack_a_date_are_counted(receiver):
 
 
 @pytest.mark.parametrize("time", ["240000", "126000", "123461", "995959"])
-def test_a_time_of_day_that_cannot_be_is_refused(time):
+def test_a_time_of_day_that_cannot_be_is_refused(time: str) -> None:
     with pytest.raises(SentenceError, match="time that cannot be"):
         _rmc(f"GPRMC,{time},A,4807.038,N,01131.000,E,022.4,084.4,230394,003.1,W".split(","))
 
 
-def test_what_is_no_serial_line_is_let_go_of(tmp_path):
+def test_what_is_no_serial_line_is_let_go_of(tmp_path: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for path in ("/dev/null", str(tmp_path / "file")):
         Path(path).touch()
@@ -182,13 +183,13 @@ def test_what_is_no_serial_line_is_let_go_of(tmp_path):
 
 
 @pytest.mark.parametrize("topic", ["a/#/b", "a/b#", "a/+b", "#/a", "", "a\0", "x" * 70_000])
-def test_what_is_no_topic_filter_is_told_before_anything_starts(topic):
+def test_what_is_no_topic_filter_is_told_before_anything_starts(topic) -> None:
     with pytest.raises(ConfigError, match="topic"):
         check_source("mqtt-local", {"topics": ["fine/+/#", topic]}, builtin_contract("vehicle_telemetry"))
 
 
 @pytest.mark.broker
-def test_a_subscription_that_cannot_be_made_fails_instead_of_waiting_for_ever(broker):
+def test_a_subscription_that_cannot_be_made_fails_instead_of_waiting_for_ever(broker: RunningBroker) -> None:
     threads = threading.active_count()
     access = BrokerAccess(broker.host, broker.port, "odd", "", "", "", 30, 0, 10)
     made = Subscription(access, ("a/#/b",), 1_000)

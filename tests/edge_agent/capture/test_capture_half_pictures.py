@@ -5,6 +5,7 @@ import random
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 from edge_agent.sources.api import Source
 from edge_agent.sources.directory.picture_formats import has_end
-from edge_agent.sources.registry import build_source
+from edge_agent.sources.registry import GuardedSource, build_source
 from schemas.contract import Contract, builtin_contract
 from tests.fakes.sources import HandClock, build, close_all
 
@@ -26,7 +27,7 @@ def _close_all() -> Iterator[None]:
     close_all()
 
 
-def saved(form: str, **options: object) -> bytes:
+def saved(form: str, **options: Any) -> bytes:
     out = io.BytesIO()
     Image.fromarray(NOISE).save(out, form, **options)
     return out.getvalue()
@@ -39,7 +40,7 @@ def with_thumbnail() -> bytes:
     return large[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + large[2:]
 
 
-def tiff(**options: object) -> bytes:
+def tiff(**options: Any) -> bytes:
     out = io.BytesIO()
     with tifffile.TiffWriter(out, bigtiff=bool(options.pop("big", False))) as file:
         file.write(NOISE, photometric="rgb", **options)
@@ -63,7 +64,7 @@ WHOLE: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_a_picture_has_its_end_whatever_follows_it_and_none_of_its_beginnings_has(kind):
+def test_a_picture_has_its_end_whatever_follows_it_and_none_of_its_beginnings_has(kind) -> None:
     body = WHOLE[kind]()
     assert has_end(io.BytesIO(body), len(body)) is True
     assert has_end(io.BytesIO(body + b"\0\0trailing"), len(body) + 10) is True
@@ -90,14 +91,14 @@ def test_a_picture_of_boxes_has_no_end_in_any_of_its_beginnings_nor_in_space_tha
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "gif"])
-def test_space_that_was_allocated_before_the_content_came_is_no_picture(kind):
+def test_space_that_was_allocated_before_the_content_came_is_no_picture(kind: str) -> None:
     body = WHOLE[kind]()
     for written in (0, len(body) // 3, len(body) - 40):
         space = body[:written] + bytes(len(body) - written)
         assert has_end(io.BytesIO(space), len(space), "x.jpg") is False
 
 
-def test_a_file_that_breaks_off_at_the_end_of_its_thumbnail_has_no_end():
+def test_a_file_that_breaks_off_at_the_end_of_its_thumbnail_has_no_end() -> None:
     body = with_thumbnail()
     cut = body.index(b"\xff\xd9") + 2
     assert cut < len(body) // 2
@@ -106,14 +107,14 @@ def test_a_file_that_breaks_off_at_the_end_of_its_thumbnail_has_no_end():
     assert has_end(io.BytesIO(own), len(own)) is True
 
 
-def test_of_a_jpeg_whose_segments_make_no_sense_the_last_bytes_decide():
+def test_of_a_jpeg_whose_segments_make_no_sense_the_last_bytes_decide() -> None:
     for seed in range(40):
         noise = b"\xff\xd8\xff\xe0\0\x10" + random.Random(seed).randbytes(400_000).replace(b"\xff\xd9", b"\xff\xda")
         assert has_end(io.BytesIO(noise + b"\xff\xd9"), len(noise) + 2) is True
         assert has_end(io.BytesIO(noise), len(noise)) is False
 
 
-def test_real_pictures_have_their_ends(shared_data):
+def test_real_pictures_have_their_ends(shared_data: Path) -> None:
     found = [path for form in ("jpg", "tif", "svs", "mp4") for path in shared_data.rglob(f"*.{form}")]
     assert len(found) > 300
     for path in found:
@@ -121,14 +122,14 @@ def test_real_pictures_have_their_ends(shared_data):
             assert has_end(file, path.stat().st_size, path.name) is True, path
 
 
-def test_what_is_no_known_format_or_hostile_ends_the_look():
+def test_what_is_no_known_format_or_hostile_ends_the_look() -> None:
     loop = b"II*\0" + struct.pack("<IH12sI", 8, 1, struct.pack("<HHII", 256, 3, 1, 1), 8)
     many = b"II*\0" + struct.pack("<IH12sI", 8, 1, struct.pack("<HHII", 273, 4, 0xFFFFFFFF, 0), 0)
     for body, wanted in ((b"a text of no picture", None), (loop, True), (many, False), (b"", None)):
         assert has_end(io.BytesIO(body), len(body)) is wanted
 
 
-def watch(folder: Path, clock: HandClock, position: bytes | None = None, **options: object) -> Source:
+def watch(folder: Path, clock: HandClock, position: bytes | None = None, **options: Any) -> GuardedSource:
     return build("directory", "camera_frame", position, clock, path=str(folder), poll_ms=0, settle_ms=100, **options)
 
 
@@ -146,7 +147,7 @@ def names(source: Source, clock: HandClock, pause_s: float = 0.0) -> list[object
 
 
 @pytest.mark.parametrize("done", ["keep", "delete", "move"])
-def test_a_half_picture_waits_alone_for_its_end(tmp_path, done):
+def test_a_half_picture_waits_alone_for_its_end(tmp_path: Path, done: str) -> None:
     clock, body = HandClock(), saved("JPEG")
     source = watch(tmp_path, clock, done=done)
     (tmp_path / "a.jpg").write_bytes(body[:700])
@@ -161,7 +162,7 @@ def test_a_half_picture_waits_alone_for_its_end(tmp_path, done):
     assert names(source, clock, pause_s=100) == []
 
 
-def test_a_picture_that_stays_half_is_a_sample_that_says_so_once_also_over_a_restart(tmp_path):
+def test_a_picture_that_stays_half_is_a_sample_that_says_so_once_also_over_a_restart(tmp_path: Path) -> None:
     clock, body = HandClock(), saved("PNG")
     (tmp_path / "a.png").write_bytes(body[:-9])
     source = watch(tmp_path, clock, max_settle_s=5.0)
@@ -178,7 +179,7 @@ def test_a_picture_that_stays_half_is_a_sample_that_says_so_once_also_over_a_res
     assert names(again, clock, pause_s=10) == []
 
 
-def test_without_the_column_a_half_picture_is_counted(tmp_path):
+def test_without_the_column_a_half_picture_is_counted(tmp_path: Path) -> None:
     clock = HandClock()
     (tmp_path / "a.jpg").write_bytes(saved("JPEG")[:-2])
     old = builtin_contract("camera_frame")

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -11,14 +12,13 @@ from PIL import Image
 from catchment.runtime.clock import SystemClock
 from edge_agent.capture.encode import BatchLimits, Encoder
 from edge_agent.errors import AgentError, ConfigError, SourceError
-from edge_agent.sources.api import Source
-from edge_agent.sources.registry import build_source
+from edge_agent.sources.registry import GuardedSource, build_source
 from edge_agent.spool.payload_files import SpoolObjects
 from schemas.contract import builtin_contract
 from tests.fakes.zeek_writer import HEADER, close_all, follow, uids
 
 FRAMES = builtin_contract("camera_frame")
-_BUILT: list[Source] = []
+_BUILT: list[GuardedSource] = []
 KEY = b"-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIGtleQ==\n-----END PRIVATE KEY-----\n"
 PICTURE = b"\xff\xd8\xff\xe0 a picture \xff\xd9"
 
@@ -31,7 +31,7 @@ def _close_all() -> Iterator[None]:
         _BUILT.pop().close()
 
 
-def build(kind: str, stream: str, options: dict[str, object]) -> Source:
+def build(kind: str, stream: str, options: dict[str, object]) -> GuardedSource:
     _BUILT.append(build_source(kind, options, builtin_contract(stream), SystemClock(), None))
     return _BUILT[-1]
 
@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def watch(folder: Path, **options: object):
+def watch(folder: Path, **options: Any):
     given = {"path": str(folder), "pattern": "*", "settle_ms": 0, "poll_ms": 0, **options}
     return build("directory", "camera_frame", given)
 
@@ -73,7 +73,7 @@ def holds_the_key(found: object) -> bool:
     return b"PRIVATE KEY" in repr(found).encode()
 
 
-def test_a_link_a_pipe_and_a_second_name_in_a_watched_folder_are_refused_and_counted_once(folder, key):
+def test_a_link_a_pipe_and_a_second_name_in_a_watched_folder_are_refused_and_counted_once(folder: Path, key: Path) -> None:
     (folder / "a.jpg").write_bytes(PICTURE)
     (folder / "b.jpg").symlink_to(key)
     (folder / "c.jpg").symlink_to("a.jpg")
@@ -91,13 +91,13 @@ def test_a_link_a_pipe_and_a_second_name_in_a_watched_folder_are_refused_and_cou
     }
 
 
-def test_a_second_name_of_a_file_that_all_may_read_is_a_picture_as_any_other(folder):
+def test_a_second_name_of_a_file_that_all_may_read_is_a_picture_as_any_other(folder: Path) -> None:
     (folder / "a.jpg").write_bytes(PICTURE)
     os.link(folder / "a.jpg", folder / "keep.bak")
     assert set(everything(watch(folder, pattern="*.jpg"))) == {"a.jpg"}
 
 
-def test_a_file_exchanged_for_a_link_between_look_and_read_is_not_read(folder, key):
+def test_a_file_exchanged_for_a_link_between_look_and_read_is_not_read(folder: Path, key: Path) -> None:
     for name in ("a.jpg", "b.jpg"):
         (folder / name).write_bytes(PICTURE)
     source = watch(folder)
@@ -111,7 +111,7 @@ def test_a_file_exchanged_for_a_link_between_look_and_read_is_not_read(folder, k
     assert sum(source.rejected.values()) >= 1
 
 
-def test_a_file_exchanged_for_another_of_the_same_size_and_time_is_not_read_as_the_one_seen(folder):
+def test_a_file_exchanged_for_another_of_the_same_size_and_time_is_not_read_as_the_one_seen(folder: Path) -> None:
     for name in ("a.jpg", "b.jpg"):
         (folder / name).write_bytes(PICTURE)
     source = watch(folder)
@@ -129,7 +129,9 @@ def test_a_file_exchanged_for_another_of_the_same_size_and_time_is_not_read_as_t
 
 
 @pytest.mark.parametrize("swap", ["link", "file", "pipe"])
-def test_a_large_file_exchanged_before_it_is_stored_is_refused_not_stored(folder, key, tmp_path, swap):
+def test_a_large_file_exchanged_before_it_is_stored_is_refused_not_stored(
+    folder: Path, key: Path, tmp_path: Path, swap: str
+) -> None:
     (folder / "a.jpg").write_bytes(PICTURE * 100)
     source = watch(folder, part_threshold_bytes=100)
     batch = None
@@ -154,7 +156,9 @@ def test_a_large_file_exchanged_before_it_is_stored_is_refused_not_stored(folder
     ("is_inside", "planted"),
     [(True, "file"), (True, "folder"), (False, "file")],  # a folder beside it that the configuration names may be a link
 )
-def test_a_linked_mask_or_sidecar_is_refused_with_a_reason_and_the_picture_is_kept(folder, key, tmp_path, is_inside, planted):
+def test_a_linked_mask_or_sidecar_is_refused_with_a_reason_and_the_picture_is_kept(
+    folder: Path, key: Path, tmp_path: Path, is_inside: bool, planted: str
+) -> None:
     masks = folder / "masks" if is_inside else tmp_path / "masks"
     labels = folder / "labels" if is_inside else tmp_path / "labels"
     (folder / "a.jpg").write_bytes(PICTURE)
@@ -175,7 +179,7 @@ def test_a_linked_mask_or_sidecar_is_refused_with_a_reason_and_the_picture_is_ke
     assert source.rejected == dict.fromkeys(refused, 1)
 
 
-def test_a_sidecar_or_mask_that_is_a_pipe_or_a_second_name_of_a_key_holds_nobody_up(folder, key):
+def test_a_sidecar_or_mask_that_is_a_pipe_or_a_second_name_of_a_key_holds_nobody_up(folder: Path, key: Path) -> None:
     (folder / "a.jpg").write_bytes(PICTURE)
     (folder / "m").mkdir()
     os.mkfifo(folder / "a.json")
@@ -186,13 +190,13 @@ def test_a_sidecar_or_mask_that_is_a_pipe_or_a_second_name_of_a_key_holds_nobody
     assert sum(source.rejected.values()) == 2
 
 
-def test_a_table_of_attributes_that_is_a_link_is_refused(folder, key):
+def test_a_table_of_attributes_that_is_a_link_is_refused(folder: Path, key: Path) -> None:
     (folder / "index.csv").symlink_to(key)
     with pytest.raises(ConfigError, match="link"):
         watch(folder, attributes=str(folder / "index.csv"))
 
 
-def test_a_watched_folder_that_the_configuration_names_may_be_a_link_itself(folder, tmp_path):
+def test_a_watched_folder_that_the_configuration_names_may_be_a_link_itself(folder: Path, tmp_path: Path) -> None:
     (folder / "a.jpg").write_bytes(PICTURE)
     (folder / "a.json").write_text('{"label": "crack"}')
     alias = tmp_path / "alias"
@@ -200,7 +204,7 @@ def test_a_watched_folder_that_the_configuration_names_may_be_a_link_itself(fold
     assert everything(watch(alias, pattern="*.jpg"))["a.jpg"]["payload"] == PICTURE
 
 
-def test_captured_files_are_not_moved_through_a_planted_link(folder, tmp_path):
+def test_captured_files_are_not_moved_through_a_planted_link(folder: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (folder / "a.jpg").write_bytes(PICTURE)
@@ -217,7 +221,7 @@ def test_captured_files_are_not_moved_through_a_planted_link(folder, tmp_path):
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "second name"])
 @pytest.mark.parametrize("name", ["rows.csv", "conn.log", "clip.mp4", "bus.log"])
-def test_a_named_file_that_is_a_link_a_pipe_or_a_second_name_is_not_read(folder, key, kind, name):
+def test_a_named_file_that_is_a_link_a_pipe_or_a_second_name_is_not_read(folder: Path, key: Path, kind: str, name: str) -> None:
     path = folder / name
     if kind == "link":
         path.symlink_to(key)
@@ -225,7 +229,7 @@ def test_a_named_file_that_is_a_link_a_pipe_or_a_second_name_is_not_read(folder,
         os.mkfifo(path)
     else:
         os.link(key, path)
-    sources = {
+    sources: dict[str, tuple[str, str, dict[str, object]]] = {
         "rows.csv": ("replay", "vehicle_telemetry", {"path": str(path)}),
         "conn.log": ("zeek", "network_flow", {"path": str(path)}),
         "clip.mp4": ("camera", "camera_frame", {"source": str(path)}),
@@ -242,7 +246,7 @@ def _dbc(folder: Path) -> Path:
     return path
 
 
-def test_a_rotated_log_that_is_a_link_is_passed_over_and_counted_once(folder, tmp_path):
+def test_a_rotated_log_that_is_a_link_is_passed_over_and_counted_once(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.log"
     other.write_text(HEADER.format(n=9) + "1\tStolen\t-\ttcp\n")
     log = folder / "conn.log"
@@ -264,7 +268,7 @@ def test_a_rotated_log_that_is_a_link_is_passed_over_and_counted_once(folder, tm
     }
 
 
-def test_rotated_logs_below_a_linked_folder_are_not_read(folder, tmp_path):
+def test_rotated_logs_below_a_linked_folder_are_not_read(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "conn.1.log").write_text(HEADER.format(n=9) + "1\tStolen\t-\ttcp\n")
@@ -276,7 +280,7 @@ def test_rotated_logs_below_a_linked_folder_are_not_read(folder, tmp_path):
     assert source.rejected == {"file: a link; links are not followed here": 1}
 
 
-def test_a_log_exchanged_for_a_link_is_not_followed(folder, tmp_path):
+def test_a_log_exchanged_for_a_link_is_not_followed(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.log"
     other.write_text(HEADER.format(n=9) + "1\tStolen\t-\ttcp\n")
     log = folder / "conn.log"
@@ -289,7 +293,7 @@ def test_a_log_exchanged_for_a_link_is_not_followed(folder, tmp_path):
         uids(source)
 
 
-def test_a_video_that_is_a_playlist_reads_no_other_file(folder, tmp_path):
+def test_a_video_that_is_a_playlist_reads_no_other_file(folder: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret.mp4"
     with av.open(str(secret), "w") as out:
         stream = out.add_stream("mpeg4", rate=25)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import paho.mqtt.client as mqtt
 import pyarrow as pa
@@ -21,9 +22,10 @@ from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceError
 from edge_agent.sources.api import Source
 from edge_agent.sources.mqtt_local.parked import ParkedMessages
-from edge_agent.sources.registry import build_source, check_source
+from edge_agent.sources.registry import GuardedSource, build_source, check_source
 from edge_agent.spool.spool import Spool
 from schemas.contract import builtin_contract
+from tests.plant.broker import MakeBroker, RunningBroker
 
 pytestmark = pytest.mark.broker
 TELEMETRY = builtin_contract("vehicle_telemetry")
@@ -49,17 +51,17 @@ class Publisher:
 
 
 @pytest.fixture
-def publisher(broker) -> Iterator[Publisher]:
+def publisher(broker: RunningBroker) -> Iterator[Publisher]:
     made = Publisher(broker.port)
     yield made
     made.close()
 
 
 @pytest.fixture
-def subscribe(broker) -> Iterator[Callable[..., Source]]:
-    made: list[Source] = []
+def subscribe(broker: RunningBroker) -> Iterator[Callable[..., GuardedSource]]:
+    made: list[GuardedSource] = []
 
-    def build(position: bytes | None = None, contract=TELEMETRY, **options: object) -> Source:
+    def build(position: bytes | None = None, contract=TELEMETRY, **options: object) -> GuardedSource:
         settings = {"port": broker.port, "topics": ["sensors/+/telemetry"], **options}
         made.append(build_source("mqtt-local", settings, contract, SystemClock(), position))
         return made[-1]
@@ -69,8 +71,8 @@ def subscribe(broker) -> Iterator[Callable[..., Source]]:
         one.close()
 
 
-def batches(source: Source, count: int, within_s: float = 20.0) -> list:
-    found: list = []
+def batches(source: Source, count: int, within_s: float = 20.0) -> list[Any]:
+    found: list[Any] = []
     until = time.monotonic() + within_s
     while sum(map(len, found)) < count and time.monotonic() < until:
         batch = source.read(1000)
@@ -79,7 +81,7 @@ def batches(source: Source, count: int, within_s: float = 20.0) -> list:
     return found
 
 
-def speeds(found: list) -> list[float]:
+def speeds(found: list[Any]) -> list[float]:
     return [value for batch in found for value in batch.columns["speed_mps"]]
 
 
@@ -88,7 +90,9 @@ def settled(source: Source) -> None:
     assert batches(source, 1, within_s=0.5) == []
 
 
-def test_what_devices_publish_becomes_samples_with_their_times(publisher, subscribe):
+def test_what_devices_publish_becomes_samples_with_their_times(
+    publisher: Publisher, subscribe: Callable[..., GuardedSource]
+) -> None:
     source = subscribe(topic_column="clock_quality", rename={"v": "speed_mps", "when": "event_time"})
     settled(source)
     publisher.publish({"v": 1.5, "when": "2024-05-01T00:00:00Z"})
@@ -103,7 +107,9 @@ def test_what_devices_publish_becomes_samples_with_their_times(publisher, subscr
     assert topics == ["sensors/a/telemetry", "sensors/b/telemetry", "sensors/b/telemetry"]
 
 
-def test_what_was_not_stored_comes_again_and_what_was_does_not(publisher, subscribe):
+def test_what_was_not_stored_comes_again_and_what_was_does_not(
+    publisher: Publisher, subscribe: Callable[..., GuardedSource]
+) -> None:
     first = subscribe()
     settled(first)
     for n in range(6):
@@ -121,7 +127,9 @@ def test_what_was_not_stored_comes_again_and_what_was_does_not(publisher, subscr
     settled(subscribe())
 
 
-def test_what_was_stored_but_not_acknowledged_is_not_stored_twice(publisher, subscribe):
+def test_what_was_stored_but_not_acknowledged_is_not_stored_twice(
+    publisher: Publisher, subscribe: Callable[..., GuardedSource]
+) -> None:
     first = subscribe()
     settled(first)
     for n in range(4):
@@ -134,7 +142,9 @@ def test_what_was_stored_but_not_acknowledged_is_not_stored_twice(publisher, sub
     settled(second)
 
 
-def test_messages_that_are_no_samples_are_counted_and_do_not_come_again(publisher, subscribe):
+def test_messages_that_are_no_samples_are_counted_and_do_not_come_again(
+    publisher: Publisher, subscribe: Callable[..., GuardedSource]
+) -> None:
     source = subscribe()
     settled(source)
     for body in (b"not json", b"[1]", b"3", b'{"speed_mps": 1, "event_time": "yesterday"}', b'{"speed_mps": 7}'):
@@ -148,7 +158,7 @@ def test_messages_that_are_no_samples_are_counted_and_do_not_come_again(publishe
     settled(subscribe())
 
 
-def test_raw_bodies_are_payloads(publisher, subscribe):
+def test_raw_bodies_are_payloads(publisher: Publisher, subscribe: Callable[..., GuardedSource]) -> None:
     source = subscribe(contract=builtin_contract("camera_frame"), format="raw", topic_column="camera", topics=["cam/#"])
     settled(source)
     publisher.publish(b"\xff\xd8jpeg", "cam/door")
@@ -157,7 +167,9 @@ def test_raw_bodies_are_payloads(publisher, subscribe):
     assert batch.columns["camera"] == ["cam/door"]
 
 
-def test_a_retained_message_is_one_sample_not_one_for_each_start(publisher, subscribe):
+def test_a_retained_message_is_one_sample_not_one_for_each_start(
+    publisher: Publisher, subscribe: Callable[..., GuardedSource]
+) -> None:
     publisher.publish({"speed_mps": 9}, retain=True)
     source = subscribe()
     found = batches(source, 1)
@@ -167,7 +179,7 @@ def test_a_retained_message_is_one_sample_not_one_for_each_start(publisher, subs
     settled(subscribe())
 
 
-def test_no_more_is_sent_than_may_wait(publisher, subscribe):
+def test_no_more_is_sent_than_may_wait(publisher: Publisher, subscribe: Callable[..., GuardedSource]) -> None:
     source = subscribe(max_waiting=10)
     settled(source)
     for n in range(30):
@@ -180,7 +192,9 @@ def test_no_more_is_sent_than_may_wait(publisher, subscribe):
     assert speeds(found) == list(range(30))
 
 
-def test_a_broker_that_is_not_there_or_goes_away_fails_the_source(broker, subscribe):
+def test_a_broker_that_is_not_there_or_goes_away_fails_the_source(
+    broker: RunningBroker, subscribe: Callable[..., GuardedSource]
+) -> None:
     source = subscribe()
     settled(source)
     broker.stop()
@@ -190,7 +204,7 @@ def test_a_broker_that_is_not_there_or_goes_away_fails_the_source(broker, subscr
         subscribe()
 
 
-def test_a_refused_user_and_a_refused_topic_are_told(make_broker, tmp_path):
+def test_a_refused_user_and_a_refused_topic_are_told(make_broker: MakeBroker, tmp_path: Path) -> None:
     (tmp_path / "acl").write_text("topic read allowed/#\n")
     broker = make_broker(extra=f"acl_file {tmp_path / 'acl'}")
     source = build_source("mqtt-local", {"port": broker.port, "topics": ["allowed/#"]}, TELEMETRY, SystemClock(), None)
@@ -204,14 +218,15 @@ def test_a_refused_user_and_a_refused_topic_are_told(make_broker, tmp_path):
     source.close()
 
 
-def test_wrong_options_are_told_before_anything_starts():
-    for options in (
+def test_wrong_options_are_told_before_anything_starts() -> None:
+    wrong: tuple[dict[str, object], ...] = (
         {},
         {"topics": []},
         {"topics": ["a"], "format": "raw"},
         {"topics": ["a"], "topic_column": "x"},
         {"topics": "a"},
-    ):
+    )
+    for options in wrong:
         with pytest.raises(ConfigError, match="mqtt-local"):
             check_source("mqtt-local", options, TELEMETRY)
 
@@ -219,7 +234,9 @@ def test_wrong_options_are_told_before_anything_starts():
 LOCAL = {"speed_mps": 1.5, "event_time": "2024-07-01 12:00:00"}
 
 
-def test_a_time_without_a_zone_is_parked_and_read_when_the_zone_is_set(publisher, broker, tmp_path):
+def test_a_time_without_a_zone_is_parked_and_read_when_the_zone_is_set(
+    publisher: Publisher, broker: RunningBroker, tmp_path: Path
+) -> None:
     def build(position=None, **options):
         wanted = {"port": broker.port, "topics": ["sensors/+/telemetry"], **options}
         return build_source("mqtt-local", wanted, TELEMETRY, SystemClock(), position, tmp_path / "parked")
@@ -251,7 +268,9 @@ def test_a_time_without_a_zone_is_parked_and_read_when_the_zone_is_set(publisher
     after.close()
 
 
-def test_without_a_place_to_park_the_message_stays_with_the_broker(publisher, subscribe):
+def test_without_a_place_to_park_the_message_stays_with_the_broker(
+    publisher: Publisher, subscribe: Callable[..., GuardedSource]
+) -> None:
     source = subscribe()
     settled(source)
     publisher.publish(LOCAL)
@@ -270,7 +289,9 @@ def test_without_a_place_to_park_the_message_stays_with_the_broker(publisher, su
         ("1719828000,5", {}, {"decimal": ","}),
     ],
 )
-def test_other_times_that_a_setting_would_make_readable_wait_too(publisher, subscribe, event_time, before, after):
+def test_other_times_that_a_setting_would_make_readable_wait_too(
+    publisher: Publisher, subscribe: Callable[..., GuardedSource], event_time, before, after
+) -> None:
     source = subscribe(**before)
     settled(source)
     publisher.publish({"speed_mps": 1.5, "event_time": event_time})
@@ -281,7 +302,7 @@ def test_other_times_that_a_setting_would_make_readable_wait_too(publisher, subs
     assert speeds(batches(subscribe(**after), 1)) == [1.5]
 
 
-def test_a_full_park_leaves_messages_with_the_broker(tmp_path):
+def test_a_full_park_leaves_messages_with_the_broker(tmp_path: Path) -> None:
     park = ParkedMessages(tmp_path / "parked", max_bytes=300)
     assert park.add([("a", b"x" * 100)], 5)
     assert not park.add([("a", b"x" * 200)], 6)
@@ -318,7 +339,9 @@ SourcePump(config, build, encoder, spool, transforms, clock).run(threading.Event
 
 
 @pytest.mark.slow
-def test_every_message_is_stored_once_over_kills_of_the_agent_and_restarts_of_the_broker(broker, subscribe, tmp_path):
+def test_every_message_is_stored_once_over_kills_of_the_agent_and_restarts_of_the_broker(
+    broker: RunningBroker, subscribe: Callable[..., GuardedSource], tmp_path: Path
+) -> None:
     spool_dir = tmp_path / "spool"
     options = json.dumps({"port": broker.port, "topics": ["sensors/+/telemetry"], "wait_ms": 10})
     first = subscribe()
@@ -349,7 +372,7 @@ def test_every_message_is_stored_once_over_kills_of_the_agent_and_restarts_of_th
     assert sorted(_stored(spool_dir)) == list(range(n))
 
 
-def _child(spool_dir: Path, options: str) -> subprocess.Popen:
+def _child(spool_dir: Path, options: str) -> subprocess.Popen[bytes]:
     ready = spool_dir.with_name(spool_dir.name + ".ready")
     ready.unlink(missing_ok=True)
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(spool_dir), options], stdout=subprocess.DEVNULL)

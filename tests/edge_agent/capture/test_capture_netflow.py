@@ -50,7 +50,7 @@ def send(source: NetflowSource, *datagrams: bytes) -> None:
 
 
 @pytest.fixture(scope="module")
-def capture(tmp_path_factory) -> Path:
+def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Thirty flows of two packets each, a second apart; every third by IPv6."""
     path = tmp_path_factory.mktemp("pcap") / "x.pcap"
     with path.open("wb") as file:
@@ -73,7 +73,7 @@ def _packet(n: int, at_s: int) -> bytes:
 
 @pytest.mark.skipif(SOFTFLOWD is None, reason="no softflowd (Debian: softflowd)")
 @pytest.mark.parametrize(("version", "count"), [("5", 20), ("9", 30), ("10", 30)])
-def test_a_real_exporter_is_understood(source, capture, tmp_path, version, count):
+def test_a_real_exporter_is_understood(source: NetflowSource, capture: Path, tmp_path: Path, version: str, count: int) -> None:
     command = [str(SOFTFLOWD), "-r", str(capture), "-n", f"127.0.0.1:{source.port}", "-v", version, "-d"]
     subprocess.run([*command, "-p", str(tmp_path / "pid"), "-c", "none"], check=True, capture_output=True, timeout=60)
     found = rows(source, count)
@@ -102,7 +102,7 @@ TEMPLATE = one_set(0, struct.pack("!HHHHHHHHHH", 256, 4, 8, 4, 12, 4, 22, 4, 2, 
 DATA = one_set(256, socket.inet_aton("10.0.0.1") + socket.inet_aton("10.0.0.2") + struct.pack("!II", 50_000, 3))
 
 
-def test_data_that_comes_before_its_template_waits_for_it(source):
+def test_data_that_comes_before_its_template_waits_for_it(source: NetflowSource) -> None:
     send(source, v9(1, DATA), v9(2, DATA), v9(3, TEMPLATE, DATA))
     found = rows(source, 3)
     assert [row["orig_pkts"] for row in found] == [3, 3, 3]
@@ -110,7 +110,7 @@ def test_data_that_comes_before_its_template_waits_for_it(source):
     assert source.rejected == {}
 
 
-def test_data_whose_template_never_comes_is_counted():
+def test_data_whose_template_never_comes_is_counted() -> None:
     rejects = Rejects("test")
     exporter = Exporter(rejects)
     for n in range(300):
@@ -118,13 +118,13 @@ def test_data_whose_template_never_comes_is_counted():
     assert rejects.counts == {NO_TEMPLATE: 300 - 256}
 
 
-def test_what_the_sequence_misses_is_counted(source):
+def test_what_the_sequence_misses_is_counted(source: NetflowSource) -> None:
     send(source, v9(1, TEMPLATE, DATA), v9(2, DATA), v9(6, DATA), v9(5, DATA), v9(0, DATA))
     assert len(rows(source, 5)) == 5
     assert source.rejected[LOST] == 3
 
 
-def test_each_exporter_has_templates_of_its_own():
+def test_each_exporter_has_templates_of_its_own() -> None:
     rejects = Rejects("test")
     first, second = Exporter(rejects), Exporter(rejects)
     first.read(v9(1, TEMPLATE))
@@ -140,7 +140,7 @@ IPFIX_TEMPLATE = one_set(2, TEMPLATE[4:])
 THREE = one_set(256, DATA[4:] * 3)
 
 
-def test_what_the_sequence_of_ipfix_misses_is_counted_in_records():
+def test_what_the_sequence_of_ipfix_misses_is_counted_in_records() -> None:
     rejects = Rejects("test")
     exporter = Exporter(rejects)
     exporter.read(ipfix(0, IPFIX_TEMPLATE, THREE))
@@ -161,7 +161,7 @@ def test_a_template_that_is_replaced_within_a_datagram_does_not_reach_back() -> 
     assert sorted(sources) == [1, 2, 2]  # the first set had none before it: it is read by the last
 
 
-def test_an_ipfix_datagram_that_cannot_be_counted_makes_no_loss_up():
+def test_an_ipfix_datagram_that_cannot_be_counted_makes_no_loss_up() -> None:
     rejects = Rejects("test")
     exporter = Exporter(rejects)
     for datagram in (ipfix(0, IPFIX_TEMPLATE, THREE), ipfix(3, THREE, one_set(300, bytes(40))), ipfix(99, THREE)):
@@ -188,7 +188,7 @@ def position_after(*datagrams: bytes, known: bytes | None = None) -> bytes | Non
 @pytest.mark.parametrize(
     ("templates", "data"), [(v9(1, TEMPLATE, DATA), v9(2, DATA)), (ipfix(0, IPFIX_TEMPLATE, THREE), ipfix(3, THREE))]
 )
-def test_templates_outlive_a_restart(templates, data):
+def test_templates_outlive_a_restart(templates, data) -> None:
     position = position_after(templates)
     made = again(position)
     send(made, data)
@@ -197,7 +197,7 @@ def test_templates_outlive_a_restart(templates, data):
     assert position_after(templates, known=position) is None  # as it was: nothing is written anew
 
 
-def test_an_exporter_that_was_started_anew_meanwhile_is_not_read_by_its_old_templates():
+def test_an_exporter_that_was_started_anew_meanwhile_is_not_read_by_its_old_templates() -> None:
     position = position_after(v9(1, TEMPLATE, DATA))
     other = one_set(0, struct.pack("!HHHHHHHHHH", 256, 4, 12, 4, 8, 4, 2, 4, 22, 4))
     made = again(position)
@@ -206,7 +206,7 @@ def test_an_exporter_that_was_started_anew_meanwhile_is_not_read_by_its_old_temp
     made.close()
 
 
-def test_a_kept_template_that_does_not_fit_waits_for_the_one_that_does():
+def test_a_kept_template_that_does_not_fit_waits_for_the_one_that_does() -> None:
     position = position_after(ipfix(0, IPFIX_TEMPLATE, THREE))
     made = again(position)
     longer = one_set(2, struct.pack("!HHHHHHHHHHHH", 256, 5, 8, 4, 12, 4, 22, 4, 2, 4, 4, 4))
@@ -215,7 +215,7 @@ def test_a_kept_template_that_does_not_fit_waits_for_the_one_that_does():
     made.close()
 
 
-def test_exporters_of_the_last_run_that_are_silent_make_way():
+def test_exporters_of_the_last_run_that_are_silent_make_way() -> None:
     position = position_after(ipfix(0, IPFIX_TEMPLATE, THREE, domain=1))
     made = again(position, max_exporters=1)
     send(made, ipfix(0, IPFIX_TEMPLATE, THREE, domain=2))
@@ -224,21 +224,21 @@ def test_exporters_of_the_last_run_that_are_silent_make_way():
     made.close()
 
 
-def test_templates_that_cannot_be_read_any_more_are_waited_for_and_told():
+def test_templates_that_cannot_be_read_any_more_are_waited_for_and_told() -> None:
     made = again(b"rotten")
     assert made.rejected == {UNREADABLE: 1}
     made.close()
 
 
 @given(st.dictionaries(st.integers(256, 65535), st.lists(st.tuples(st.integers(0, 500), st.integers(1, 65535)), min_size=1)))
-def test_any_templates_come_back_as_they_were(templates):
+def test_any_templates_come_back_as_they_were(templates) -> None:
     exporter = Exporter(Rejects("test"))
     exporter.templates = {id_: Template(tuple(fields), is_options=False) for id_, fields in templates.items()}
     (kept,) = recall(remember({("10.0.0.1", b"\0\x0a"): exporter}), Rejects("test")).values()
     assert {id_: list(one.fields) for id_, one in kept.templates.items()} == templates
 
 
-def test_too_many_exporters_are_refused(tmp_path):
+def test_too_many_exporters_are_refused(tmp_path: Path) -> None:
     made = build({"listen": "udp://127.0.0.1:0", "wait_ms": 50, "max_exporters": 1}, FLOWS, SystemClock(), None)
     other = bytearray(v9(1, TEMPLATE, DATA))
     other[19] = 8  # another source id
@@ -248,12 +248,12 @@ def test_too_many_exporters_are_refused(tmp_path):
     made.close()
 
 
-def test_clocks_that_began_anew_do_not_move_a_flow():
+def test_clocks_that_began_anew_do_not_move_a_flow() -> None:
     record = {22: struct.pack("!I", 0xFFFF_FF00), 21: struct.pack("!I", 100)}
     assert flow_times(record, Export((), 1_000_000, 200)) == (1_000_000 - 456, 1_000_000 - 100)
 
 
-def test_variable_length_and_enterprise_elements_are_passed_over():
+def test_variable_length_and_enterprise_elements_are_passed_over() -> None:
     fields = struct.pack("!HH", 256, 4) + struct.pack("!HH", 82, 0xFFFF) + struct.pack("!HHI", 0x8001, 4, 29305)
     fields += struct.pack("!HHHH", 8, 4, 12, 4)
     row = b"\x04eth0" + b"abcd" + socket.inet_aton("1.2.3.4") + socket.inet_aton("5.6.7.8")
@@ -263,7 +263,7 @@ def test_variable_length_and_enterprise_elements_are_passed_over():
     assert [(record[82], socket.inet_ntoa(record[12])) for record in export.records] == [(b"eth0", "5.6.7.8"), (b"xy", "5.6.7.8")]
 
 
-def test_what_is_no_export_is_counted(source):
+def test_what_is_no_export_is_counted(source: NetflowSource) -> None:
     send(source, b"", b"x", b"\0\5", v9(1)[:10], v9(1, one_set(0, b"")[:2] + b"\0\1"), b"\0\x0a" + bytes(20))
     assert rows(source, 1, within_s=0.5) == []
     assert source.rejected == {MALFORMED: 6}
@@ -273,7 +273,7 @@ SETS = st.lists(st.tuples(st.sampled_from([0, 1, 2, 3, 256, 257]), st.binary(max
 
 
 @given(st.lists(st.tuples(st.sampled_from([5, 9, 10]), SETS, st.binary(max_size=20)), max_size=6))
-def test_no_bytes_break_the_collector(datagrams):
+def test_no_bytes_break_the_collector(datagrams) -> None:
     exporter = Exporter(Rejects("test"))
     exporter.read(v9(1, TEMPLATE))
     for version, sets, tail in datagrams:
@@ -284,7 +284,7 @@ def test_no_bytes_break_the_collector(datagrams):
                 flow_times(record, export)
 
 
-def test_wrong_options_are_told_before_anything_starts():
+def test_wrong_options_are_told_before_anything_starts() -> None:
     for options in ({}, {"listen": "tcp://127.0.0.1:2055"}, {"listen": "udp://127.0.0.1:2055", "max_exporters": 0}):
         with pytest.raises(ConfigError, match="netflow"):
             check_source("netflow", options, FLOWS)

@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,7 +23,7 @@ from edge_agent.errors import ConfigError, SourceError
 from edge_agent.sources.api import Rejects, Source
 from edge_agent.sources.nmea.sentence import OTHER, RTCM, UBX, FixBuilder, SentenceError, SentenceStream, read_fields, read_tpv
 from edge_agent.sources.nmea.source import ROLLOVER_US, rollovers
-from edge_agent.sources.registry import build_source, check_source
+from edge_agent.sources.registry import GuardedSource, build_source, check_source
 from schemas.contract import builtin_contract
 
 TELEMETRY = builtin_contract("vehicle_telemetry")
@@ -40,7 +42,7 @@ def angle(value: float, digits: int, sides: str) -> str:
     return f"{int(whole):0{digits}d}{part * 60:09.6f},{sides[value < 0]}"
 
 
-def moment(row: dict) -> tuple[str, list[str]]:
+def moment(row: dict[str, Any]) -> tuple[str, list[str]]:
     at = row["gps_utc"]  # yymmddhhmmss.sss
     place = f"{angle(float(row['lat_deg']), 2, 'NS')},{angle(float(row['lon_deg']), 3, 'EW')}"
     knots = float(row["speed2d_mps"]) * 3600 / 1852
@@ -49,7 +51,7 @@ def moment(row: dict) -> tuple[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def track(shared_data) -> list[dict]:
+def track(shared_data: Path) -> list[dict[str, Any]]:
     """A real track, 18 fixes a second; the receiver told whole seconds alone, so the time within them is the video's."""
     start = datetime(2019, 11, 18, 23, 45, 14, tzinfo=UTC)
     with (shared_data / "vehicle/gopro_max-heromode/gps5.csv").open() as file:
@@ -60,7 +62,7 @@ def track(shared_data) -> list[dict]:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[list[str], float], int]]:
+def serve() -> Iterator[Callable[..., int]]:
     """A TCP server that sends these lines to whoever comes, then waits."""
     stop = threading.Event()
     threads: list[threading.Thread] = []
@@ -92,10 +94,10 @@ def serve() -> Iterator[Callable[[list[str], float], int]]:
 
 
 @pytest.fixture
-def receiver() -> Iterator[Callable[..., Source]]:
-    made: list[Source] = []
+def receiver() -> Iterator[Callable[..., GuardedSource]]:
+    made: list[GuardedSource] = []
 
-    def build(source: str, **options: object) -> Source:
+    def build(source: str, **options: object) -> GuardedSource:
         made.append(build_source("nmea", {"source": source, "wait_ms": 20, **options}, TELEMETRY, SystemClock(), None))
         return made[-1]
 
@@ -104,8 +106,8 @@ def receiver() -> Iterator[Callable[..., Source]]:
         one.close()
 
 
-def rows(source: Source, count: int, within_s: float = 20.0) -> list[dict]:
-    found: list[dict] = []
+def rows(source: Source, count: int, within_s: float = 20.0) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
     until = time.monotonic() + within_s
     while len(found) < count and time.monotonic() < until:
         batch = source.read(100)
@@ -115,7 +117,7 @@ def rows(source: Source, count: int, within_s: float = 20.0) -> list[dict]:
     return found
 
 
-def matches(found: list[dict], track: list[dict]) -> None:
+def matches(found: list[dict[str, Any]], track: list[dict[str, Any]]) -> None:
     for ours, truth in zip(found, track[: len(found)], strict=True):
         gps_time = datetime.strptime(truth["gps_utc"], "%y%m%d%H%M%S.%f").replace(tzinfo=UTC)
         assert abs(ours["t"] - gps_time.timestamp() * 1e6) < 2_000
@@ -126,7 +128,9 @@ def matches(found: list[dict], track: list[dict]) -> None:
         assert ours["clock_quality"] == "gnss"
 
 
-def test_a_real_track_comes_over_tcp_fix_by_fix(track, serve, receiver):
+def test_a_real_track_comes_over_tcp_fix_by_fix(
+    track: list[dict[str, Any]], serve: Callable[..., int], receiver: Callable[..., GuardedSource]
+) -> None:
     lines = [line for row in track for line in moment(row)[1]]
     source = receiver(f"tcp://127.0.0.1:{serve(lines, 0.0)}")
     found = rows(source, len(track) - 1)
@@ -135,7 +139,7 @@ def test_a_real_track_comes_over_tcp_fix_by_fix(track, serve, receiver):
     assert source.rejected == {}
 
 
-def test_a_serial_line_is_read_at_its_speed(track, receiver):
+def test_a_serial_line_is_read_at_its_speed(track: list[dict[str, Any]], receiver: Callable[..., GuardedSource]) -> None:
     master, slave = pty.openpty()
     source = receiver(os.ttyname(slave), baud=4800)
     for row in track[:20]:
@@ -150,7 +154,9 @@ def test_a_serial_line_is_read_at_its_speed(track, receiver):
 
 
 @pytest.mark.skipif(GPSD is None, reason="no gpsd (Debian: gpsd)")
-def test_gpsd_itself_is_understood(track, serve, receiver):
+def test_gpsd_itself_is_understood(
+    track: list[dict[str, Any]], serve: Callable[..., int], receiver: Callable[..., GuardedSource]
+) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -174,7 +180,7 @@ def test_gpsd_itself_is_understood(track, serve, receiver):
         assert ours["clock_quality"] == "gnss"
 
 
-def _until_open(receiver: Callable[..., Source], address: str) -> Source:
+def _until_open(receiver: Callable[..., GuardedSource], address: str) -> GuardedSource:
     until = time.monotonic() + 10
     while True:
         try:
@@ -185,7 +191,9 @@ def _until_open(receiver: Callable[..., Source], address: str) -> Source:
             time.sleep(0.05)
 
 
-def test_damaged_sentences_and_moments_without_a_fix_are_counted_and_the_next_is_read(track, serve, receiver):
+def test_damaged_sentences_and_moments_without_a_fix_are_counted_and_the_next_is_read(
+    track: list[dict[str, Any]], serve: Callable[..., int], receiver: Callable[..., GuardedSource]
+) -> None:
     good = [line for row in track[:3] for line in moment(row)[1]]
     damaged = good[0].replace("A,", "B,", 1)
     lines = [damaged, "$GPRMC,no star\r\n", "noise\r\n", *good[:2], sentence("GPGSV,1,1,00"), *good[2:]]
@@ -244,7 +252,7 @@ def stream(*pieces: bytes, cuts: int = 1 << 30) -> tuple[list[str], dict[str, in
 
 
 @pytest.mark.parametrize("cuts", [1, 3, 1 << 30])
-def test_tag_blocks_and_binary_messages_between_sentences_cost_none(cuts):
+def test_tag_blocks_and_binary_messages_between_sentences_cost_none(cuts) -> None:
     fix = sentence("GPRMC,120000.00,A,4807.038,N,01131.000,E,022.4,084.4,230394,,").encode()
     tag = b"\\s:rooftop,c:764424000*53\\"
     inner = ubx(b"noise\n$GPRMC,1" + fix + b"\xb5b" + b"\n" * 20)
@@ -254,7 +262,7 @@ def test_tag_blocks_and_binary_messages_between_sentences_cost_none(cuts):
     assert counts == {UBX: 2, RTCM: 1}
 
 
-def test_a_sentence_behind_noise_or_a_broken_binary_message_is_read_and_the_noise_is_counted():
+def test_a_sentence_behind_noise_or_a_broken_binary_message_is_read_and_the_noise_is_counted() -> None:
     fix = sentence("GPRMC,120000.00,A,4807.038,N,01131.000,E,022.4,084.4,230394,,").encode()
     found, counts = stream(
         b"\xb5b\x01\x07\x10\x00 torn" + fix, b"$GPGGA,12" + fix, b"\xb5 \xd3\x00" + fix, b"hello\r\n", fix * 30
@@ -266,12 +274,14 @@ def test_a_sentence_behind_noise_or_a_broken_binary_message_is_read_and_the_nois
 
 
 @given(st.lists(st.one_of(st.binary(max_size=30), st.just(b"$GPRMC,\r\n"), st.binary(max_size=9).map(ubx))), st.integers(1, 9))
-def test_no_bytes_break_the_stream_and_the_cuts_between_them_do_not_matter(pieces, cuts):
+def test_no_bytes_break_the_stream_and_the_cuts_between_them_do_not_matter(pieces, cuts) -> None:
     end = b"\r\n" * 5_000  # what waited for the rest of a message is judged
     assert stream(*pieces, end, cuts=cuts)[0] == stream(*pieces, end)[0]
 
 
-def test_a_receiver_that_mixes_binary_and_sentences_loses_no_fix(track, receiver):
+def test_a_receiver_that_mixes_binary_and_sentences_loses_no_fix(
+    track: list[dict[str, Any]], receiver: Callable[..., GuardedSource]
+) -> None:
     master, slave = pty.openpty()
     source = receiver(os.ttyname(slave), baud=4800)
     for row in track[:20]:
@@ -285,13 +295,13 @@ def test_a_receiver_that_mixes_binary_and_sentences_loses_no_fix(track, receiver
     os.close(master)
 
 
-def test_a_silent_receiver_is_opened_again(serve, receiver):
+def test_a_silent_receiver_is_opened_again(serve: Callable[..., int], receiver: Callable[..., GuardedSource]) -> None:
     source = receiver(f"tcp://127.0.0.1:{serve([])}", timeout_s=0.1)
     with pytest.raises(SourceError, match="says nothing"):
         rows(source, 1)
 
 
-def test_what_is_not_there_is_told(receiver, tmp_path):
+def test_what_is_not_there_is_told(receiver: Callable[..., GuardedSource], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for source in (str(tmp_path / "none"), str(tmp_path / "file"), "tcp://127.0.0.1:1"):
         with pytest.raises(SourceError):
@@ -302,7 +312,7 @@ def test_what_is_not_there_is_told(receiver, tmp_path):
 
 
 @given(st.text(max_size=80))
-def test_no_text_breaks_the_reader(text):
+def test_no_text_breaks_the_reader(text) -> None:
     builder = FixBuilder()
     for line in (text, sentence(text.replace("*", "")), sentence("GPRMC," + text), sentence("GPGGA," + text + "," * 12)):
         try:
@@ -315,14 +325,16 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st
 
 
 @given(st.dictionaries(st.sampled_from(["mode", "time", "lat", "lon", "alt", "speed", "track"]), JSON))
-def test_no_report_breaks_the_reader(report):
+def test_no_report_breaks_the_reader(report) -> None:
     try:
         read_tpv({"class": "TPV", **report})
     except SentenceError:
         return
 
 
-def test_a_receiver_whose_week_counter_wrapped_is_put_right_and_counted(serve, receiver):
+def test_a_receiver_whose_week_counter_wrapped_is_put_right_and_counted(
+    serve: Callable[..., int], receiver: Callable[..., GuardedSource]
+) -> None:
     """Old firmware tells 2007 on a day of 2026; the machine's clock is right."""
     now_us = SystemClock().now_ms() * 1000
     wrapped = datetime.fromtimestamp((now_us - ROLLOVER_US) / 1e6, UTC)
@@ -349,6 +361,6 @@ def test_a_receiver_whose_week_counter_wrapped_is_put_right_and_counted(serve, r
         ("2027-01-01", "2026-11-30", 0),
     ],
 )
-def test_a_rollover_is_told_from_a_recorded_track_and_from_other_faults(reported, now, count):
+def test_a_rollover_is_told_from_a_recorded_track_and_from_other_faults(reported: str, now: str, count: int) -> None:
     reported_us, now_us = (round(datetime.fromisoformat(f"{day}T12:00:00Z").timestamp() * 1e6) for day in (reported, now))
     assert rollovers(reported_us, now_us) == count

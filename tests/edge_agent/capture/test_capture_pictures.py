@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_agent.sources.api import Source
+from edge_agent.sources.registry import GuardedSource
 from tests.fakes.sources import HandClock, build, close_all, column, count, drain
 
 
@@ -22,7 +22,7 @@ PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (640).to_bytes(4, "big") + (480).to_byt
 PNG += b"\0\0\0\0IEND\xaeB`\x82"  # what follows the end is no part of the picture
 
 
-def watch(folder: Path, position: bytes | None = None, clock: HandClock | None = None, **options: object) -> Source:
+def watch(folder: Path, position: bytes | None = None, clock: HandClock | None = None, **options: object) -> GuardedSource:
     options = {"path": str(folder), "settle_ms": 0, "poll_ms": 0, "end_when_idle": True, **options}
     return build("directory", "camera_frame", position, clock, **options)
 
@@ -139,4 +139,4 @@ def test_a_broken_sidecar_is_counted_and_the_picture_comes_without_it(tmp_path: 
     (tmp_path / "a.json").write_text("{")
     source = watch(tmp_path)
     assert column(drain(source), "width") == [640]
-    assert source.rejected == {"cell: sidecar is no JSON": 1}  # type: ignore[attr-defined]
+    assert source.rejected == {"cell: sidecar is no JSON": 1}

@@ -15,11 +15,12 @@ from catchment.runtime.clock import SystemClock
 from edge_agent import sources
 from edge_agent.capture.source_supervisor import previous_source
 from edge_agent.sources import registry
+from edge_agent.sources.api import Source
 from edge_agent.spool.spool import Spool
 
 
 @pytest.fixture(scope="module")
-def installed(repository_root, tmp_path_factory) -> Path:
+def installed(repository_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example of the page, in a folder of its own that stands for site-packages."""
     folder = tmp_path_factory.mktemp("plugin")
     shutil.copytree(repository_root / "docs/examples/source-plugin", folder / "package")
@@ -63,14 +64,14 @@ def config(folder: Path, **options: object) -> str:
     return str(path)
 
 
-def test_the_example_is_checked_by_the_agent_like_any_other(installed, tmp_path):
+def test_the_example_is_checked_by_the_agent_like_any_other(installed: Path, tmp_path: Path) -> None:
     assert agent(installed, "check", "-c", config(tmp_path, start=20)).returncode == 0
     wrong = agent(installed, "check", "-c", config(tmp_path, start="soon"))
     assert wrong.returncode != 0
     assert "give start, a whole number" in wrong.stderr + wrong.stdout
 
 
-def test_without_its_package_the_kind_is_unknown_and_the_known_ones_are_named(tmp_path):
+def test_without_its_package_the_kind_is_unknown_and_the_known_ones_are_named(tmp_path: Path) -> None:
     done = agent(tmp_path, "check", "-c", config(tmp_path, start=20))
     assert done.returncode != 0
     text = " ".join((done.stderr + done.stdout).split())
@@ -124,14 +125,16 @@ def stored(folder: Path) -> list[str]:
     return found
 
 
-def test_the_example_fills_the_spool_once_over_two_starts(installed, tmp_path):
+def test_the_example_fills_the_spool_once_over_two_starts(installed: Path, tmp_path: Path) -> None:
     path = config(tmp_path, start=20)
     for _ in range(2):
         run(installed, path, tmp_path / "spool")
     assert stored(tmp_path / "spool") == [str(n) for n in range(20, 0, -1)]
 
 
-def test_a_plug_ins_position_survives_a_change_of_an_option_that_does_not_say_what_is_read(installed, tmp_path):
+def test_a_plug_ins_position_survives_a_change_of_an_option_that_does_not_say_what_is_read(
+    installed: Path, tmp_path: Path
+) -> None:
     run(installed, config(tmp_path, start=20), tmp_path / "spool")
     run(installed, config(tmp_path, start=20, text="T-"), tmp_path / "spool")
     assert stored(tmp_path / "spool") == [str(n) for n in range(20, 0, -1)]
@@ -139,7 +142,7 @@ def test_a_plug_ins_position_survives_a_change_of_an_option_that_does_not_say_wh
     assert stored(tmp_path / "spool") == [*(str(n) for n in range(20, 0, -1)), "T-3", "T-2", "T-1"]
 
 
-def test_a_kind_is_found_by_its_folder_alone(tmp_path, monkeypatch):
+def test_a_kind_is_found_by_its_folder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder next to the built-in ones, as if somebody had added it to the agent."""
     folder = tmp_path / "count_up"
     folder.mkdir()
@@ -157,10 +160,12 @@ def test_a_kind_is_found_by_its_folder_alone(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("identity", ["path", (1, 2)])
-def test_an_identity_that_is_no_tuple_of_names_is_refused(identity):
-    def build(*_):
-        raise ValueError
+def test_an_identity_that_is_no_tuple_of_names_is_refused(identity) -> None:
+    class Build:
+        IDENTITY = identity
 
-    build.IDENTITY = identity
+        def __call__(self, *_: object) -> Source:
+            raise ValueError
+
     with pytest.raises(TypeError, match="not a tuple of option names"):
-        registry._declared(build)
+        registry._declared(Build())

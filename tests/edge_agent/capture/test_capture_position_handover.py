@@ -1,5 +1,6 @@
 """A source whose options change goes on where it was; one that reads something else, or beside another, begins anew."""
 
+import threading
 from importlib import import_module
 from pathlib import Path
 
@@ -37,18 +38,18 @@ def source(kind: str = "replay", stream: str = "vehicle_telemetry", **options: o
         (source("countdown", begin=1), source("countdown", begin=2), False),
     ],
 )
-def test_what_is_read_decides_whether_a_source_goes_on(before, after, goes_on):
+def test_what_is_read_decides_whether_a_source_goes_on(before, after, goes_on: bool) -> None:
     assert previous_source(after.name, [before.name, "what: ever", "replay:x:["], ()) == (before.name if goes_on else None)
 
 
-def test_a_place_that_another_source_uses_or_that_is_not_certain_is_not_taken_over():
+def test_a_place_that_another_source_uses_or_that_is_not_certain_is_not_taken_over() -> None:
     one, two, three = (source(path="a", rate_hz=rate) for rate in (1.0, 2.0, 3.0))
     assert previous_source(three.name, [one.name, two.name], {one.name}) == two.name
     assert previous_source(three.name, [one.name, two.name], ()) is None
 
 
 @pytest.mark.parametrize("kind", sorted(built_in_kinds()))
-def test_each_kind_declares_which_of_its_options_say_what_is_read(kind: str):
+def test_each_kind_declares_which_of_its_options_say_what_is_read(kind: str) -> None:
     declared = load_kind(kind)
     module = import_module(declared.build.__module__)
     forms = [made for made in vars(module).values() if isinstance(made, type) and made.__name__.endswith("Options")]
@@ -57,7 +58,7 @@ def test_each_kind_declares_which_of_its_options_say_what_is_read(kind: str):
     assert set(declared.identity) <= options
 
 
-def test_a_file_is_read_once_though_its_options_change_while_it_is_read(tmp_path: Path):
+def test_a_file_is_read_once_though_its_options_change_while_it_is_read(tmp_path: Path) -> None:
     table = tmp_path / "x.csv"
     table.write_text("ts,speed_mps\n" + "".join(f"{n},{n}\n" for n in range(10)))
     spool = Spool(tmp_path / "spool", max_bytes=1 << 26, linger_ms=5, clock=SystemClock())
@@ -87,36 +88,36 @@ def _pump(spool: Spool, config: SourceConfig) -> SourcePump:
     )
 
 
-class _Never:
+class _Never(threading.Event):
     """Never stopped, and never waits."""
 
     def is_set(self) -> bool:
         return False
 
-    def wait(self, seconds: float) -> bool:
-        del seconds
+    def wait(self, timeout: float | None = None) -> bool:
+        del timeout
         return False
 
 
-def test_a_failing_source_says_why_until_it_runs_again(tmp_path: Path):
+def test_a_failing_source_says_why_until_it_runs_again(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool", max_bytes=1 << 26, linger_ms=5, clock=SystemClock())
     table = tmp_path / "x.csv"
     made = _pump(spool, source(path=str(table)))
     failures: list[str] = []
 
     class Waits(_Never):
-        def wait(self, seconds: float) -> bool:
+        def wait(self, timeout: float | None = None) -> bool:
             failures.append(made.failing)
             table.write_text("ts,speed_mps\n1,1\n")
-            return super().wait(seconds)
+            return super().wait(timeout)
 
-    made.run(Waits())  # type: ignore[arg-type]  # an event, as far as the pump looks
+    made.run(Waits())
     assert "No such file" in failures[0]
     assert made.failing == ""
     spool.close()
 
 
-def test_the_successor_of_a_source_that_does_not_stop_is_not_started():
+def test_the_successor_of_a_source_that_does_not_stop_is_not_started() -> None:
     begun: list[str] = []
 
     class Stuck:
@@ -145,12 +146,12 @@ class _Runs:
         pass
 
 
-def test_names_of_sources_are_read_back_as_they_are_written():
+def test_names_of_sources_are_read_back_as_they_are_written() -> None:
     config = source(path="a:b", rename={"x:y": "speed_mps"})
     assert msgspec.json.decode(config.name.split(":", 2)[2]) == config.options
 
 
-def test_a_source_that_gives_a_little_and_fails_rests_longer_each_time():
+def test_a_source_that_gives_a_little_and_fails_rests_longer_each_time() -> None:
     rests = Restarts()
     assert [rests.next_s(0.1, gave=True, is_done=False) for _ in range(9)] == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]
     assert rests.next_s(200.0, gave=True, is_done=False) == 60
@@ -159,7 +160,7 @@ def test_a_source_that_gives_a_little_and_fails_rests_longer_each_time():
     assert [rests.next_s(20.0, gave=False, is_done=False) for _ in range(3)] == [1, 2, 4]
 
 
-def test_a_program_that_is_run_again_and_again_is_no_failure_as_long_as_it_prints(tmp_path: Path):
+def test_a_program_that_is_run_again_and_again_is_no_failure_as_long_as_it_prints(tmp_path: Path) -> None:
     rests = Restarts()
     assert [rests.next_s(0.1, gave=True, is_done=True) for _ in range(4)] == [0.5] * 4
     assert [rests.next_s(0.1, gave=False, is_done=True) for _ in range(3)] == [1, 2, 4]
@@ -171,12 +172,12 @@ def test_a_program_that_is_run_again_and_again_is_no_failure_as_long_as_it_print
         def is_set(self) -> bool:
             return len(failures) == 3
 
-        def wait(self, seconds: float) -> bool:
-            if seconds >= 0.5:
-                failures.append((made.failing, seconds))
+        def wait(self, timeout: float | None = None) -> bool:
+            if timeout is not None and timeout >= 0.5:
+                failures.append((made.failing, timeout))
             return False
 
-    made.run(Thrice())  # type: ignore[arg-type]  # an event, as far as the pump looks
+    made.run(Thrice())
     assert failures == [("", 0.5)] * 3
     assert spool.books()[0].captured == 3
     spool.close()

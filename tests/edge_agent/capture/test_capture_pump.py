@@ -1,8 +1,9 @@
 """The pump: nothing a source does ends the agent, holds up what comes behind, or is stored twice."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from edge_agent.sections import ReportConfig
 from edge_agent.sources.api import Rejects, SampleBatch
 from edge_agent.sources.registry import GuardedSource
 from edge_agent.spool.payload_files import SpoolObjects
+from edge_agent.spool.records import NewEnvelope
 from edge_agent.spool.spool import Spool
 from schemas.contract import Contract, builtin_contract
 
@@ -27,7 +29,7 @@ FRAMES = builtin_contract("camera_frame")
 class Scripted:
     """Yields samples from where it is told to go on, failing where told."""
 
-    def __init__(self, position: bytes | None, values: list, fail_at: set[int], contract: Contract) -> None:
+    def __init__(self, position: bytes | None, values: list[Any], fail_at: set[int], contract: Contract) -> None:
         self.at = int(position or b"0")
         self.values = values
         self.fail_at = fail_at
@@ -61,10 +63,13 @@ def spool(tmp_path: Path):
     made.close()
 
 
-def pump(spool: Spool, values: list, fail_at: set[int] = frozenset(), contract=TELEMETRY, report=None) -> SourcePump:
+def pump(spool: Spool, values: list[Any], fail_at: AbstractSet[int] = frozenset(), contract=TELEMETRY, report=None) -> SourcePump:
     failing = set(fail_at)
     config = SourceConfig(kind="scripted", stream=contract.name)
-    build: Callable = lambda position: GuardedSource("scripted", lambda: Scripted(position, values, failing, contract))  # noqa: E731
+
+    def build(position: bytes | None) -> GuardedSource:
+        return GuardedSource("scripted", lambda: Scripted(position, values, failing, contract))
+
     encoder = Encoder(contract, BatchLimits(1 << 18, 64), spool.put_object)
     transform = build_transforms(contract, report, b"", ClockWatch(SystemClock()), None)
     return SourcePump(config, build, encoder, spool, transform, SystemClock())
@@ -74,15 +79,15 @@ def captured(spool: Spool) -> int:
     return sum(book.captured for book in spool.books())
 
 
-def test_a_source_that_fails_again_and_again_goes_on_where_it_was(spool):
+def test_a_source_that_fails_again_and_again_goes_on_where_it_was(spool) -> None:
     made = pump(spool, [float(n) for n in range(12)], {0, 6})
     made.run(threading.Event())
     assert captured(spool) == 12
     assert spool.position("scripted:vehicle_telemetry:{}") == b"12"
 
 
-def test_rows_that_cannot_be_encoded_are_refused_alone_and_counted(spool):
-    values: list = [float(n) for n in range(12)]
+def test_rows_that_cannot_be_encoded_are_refused_alone_and_counted(spool) -> None:
+    values: list[Any] = [float(n) for n in range(12)]
     values[4] = "no number"
     values[9] = object()
     made = pump(spool, values)
@@ -93,7 +98,7 @@ def test_rows_that_cannot_be_encoded_are_refused_alone_and_counted(spool):
     assert spool.position("scripted:vehicle_telemetry:{}") == b"12"
 
 
-def test_a_batch_of_which_no_row_can_be_encoded_is_passed_over(spool):
+def test_a_batch_of_which_no_row_can_be_encoded_is_passed_over(spool) -> None:
     made = pump(spool, ["no"] * 9)
     made.run(threading.Event())
     assert captured(spool) == 0
@@ -101,7 +106,7 @@ def test_a_batch_of_which_no_row_can_be_encoded_is_passed_over(spool):
     assert spool.position("scripted:vehicle_telemetry:{}") == b"9"
 
 
-def test_what_says_nothing_new_is_not_stored_and_not_read_again(spool):
+def test_what_says_nothing_new_is_not_stored_and_not_read_again(spool) -> None:
     made = pump(spool, [1.0] * 12, report=ReportConfig(deadband={"speed_mps": 0.5}))
     made.run(threading.Event())
     assert captured(spool) == 1
@@ -112,25 +117,26 @@ def test_what_says_nothing_new_is_not_stored_and_not_read_again(spool):
     assert captured(spool) == 1
 
 
-class Failing:
+class Failing(Encoder):
     def __init__(self, error: Exception, times: int) -> None:
+        super().__init__(TELEMETRY, BatchLimits(1 << 18, 64), lambda body: pytest.fail(f"an object: {body!r}"))
         self.error, self.times, self.calls = error, times, 0
 
-    def encode(self, batch: SampleBatch, created_us: int):
+    def encode(self, batch: SampleBatch, created_us: int) -> tuple[NewEnvelope, ...]:
         self.calls += 1
         if self.calls <= self.times:
             raise self.error
-        return tuple(range(len(batch)))
+        return tuple(NewEnvelope(1, b"", "1.0.0") for _ in range(len(batch)))
 
 
-def test_a_full_disk_is_waited_for_and_nothing_is_given_up():
+def test_a_full_disk_is_waited_for_and_nothing_is_given_up() -> None:
     encoder, rejects = Failing(SpoolFullError("full"), 8), Rejects("test")
     patient = RetryingEncoder(encoder, rejects, first_wait_s=0.0001)
-    assert patient.encode(SampleBatch([1, 2], {}), 0, threading.Event()) == (0, 1)
+    assert len(patient.encode(SampleBatch([1, 2], {}), 0, threading.Event())) == 2
     assert rejects.counts == {}
 
 
-def test_a_payload_file_that_is_gone_for_good_is_refused_after_bounded_tries(spool, tmp_path):
+def test_a_payload_file_that_is_gone_for_good_is_refused_after_bounded_tries(spool, tmp_path: Path) -> None:
     encoder = Encoder(FRAMES, BatchLimits(1 << 18, 64), spool.put_object)
     rejects = Rejects("test")
     there = tmp_path / "there.jpg"
@@ -141,14 +147,14 @@ def test_a_payload_file_that_is_gone_for_good_is_refused_after_bounded_tries(spo
     assert sum(rejects.counts.values()) == 1
 
 
-def test_a_payload_file_that_cannot_be_read_is_not_taken_for_a_full_disk(spool):
+def test_a_payload_file_that_cannot_be_read_is_not_taken_for_a_full_disk(spool) -> None:
     """/proc/self/mem opens and then answers EIO, as a rotten sector does."""
     with pytest.raises(OSError, match="Input/output error") as error:
         SpoolObjects(spool._folder / "objects").put(Path("/proc/self/mem"))
     assert not isinstance(error.value, SpoolFullError)
 
 
-def test_what_a_stop_takes_from_a_source_that_cannot_go_back_is_counted():
+def test_what_a_stop_takes_from_a_source_that_cannot_go_back_is_counted() -> None:
     stop = threading.Event()
     stop.set()
     rejects = Rejects("test")
@@ -157,12 +163,17 @@ def test_what_a_stop_takes_from_a_source_that_cannot_go_back_is_counted():
     assert rejects.counts == {"row: the disk was full when the agent stopped": 2}
 
 
-def test_a_source_is_closed_even_if_its_last_samples_cannot_be_stored(spool, monkeypatch):
+def test_a_source_is_closed_even_if_its_last_samples_cannot_be_stored(spool, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[bool] = []
     monkeypatch.setattr(Scripted, "close", lambda _: closed.append(True))
     made = pump(spool, [1.0, 2.0])
     made._encoder = RetryingEncoder(Failing(SpoolFullError("full"), 99), Rejects("test"))
     stop = threading.Event()
-    monkeypatch.setattr(stop, "wait", lambda _: stop.set() or True)
+
+    def stopped(_seconds: float) -> bool:
+        stop.set()
+        return True
+
+    monkeypatch.setattr(stop, "wait", stopped)
     made.run(stop)
     assert closed == [True]

@@ -7,6 +7,7 @@ import json
 import lzma
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -43,7 +44,7 @@ def test_zeek_connections_are_replayed_whole(shared_data: Path, capture: str, ro
     assert count(got) == rows
     assert None not in column(got, "src_ip")
     assert set(column(got, "label")) <= {"Benign", "Malicious", "Background", None}
-    assert source.rejected == {}  # type: ignore[attr-defined]
+    assert source.rejected == {}
 
 
 ZEEK = (
@@ -86,7 +87,7 @@ def test_a_bad_cell_becomes_null_and_is_counted_and_its_row_goes_on(tmp_path: Pa
     got = drain(source)
     assert column(got, "speed_mps") == [None, 2.5, None]
     assert column(got, "frame") == [7, None, None]
-    assert source.rejected == {  # type: ignore[attr-defined]
+    assert source.rejected == {
         "cell frame: integer out of range": 1,
         "cell frame: not an integer": 1,
         "cell speed_mps: not a number": 1,
@@ -148,7 +149,7 @@ def test_a_row_that_can_be_no_sample_is_counted(tmp_path: Path) -> None:
     path.write_text("event_time,speed_mps\nnever,1\n1,2\n1,2,3\n2," + "9" * 200 + "\n3,4\n")
     source = build("replay", "vehicle_telemetry", path=str(path), max_line_bytes=100)
     assert column(drain(source), "speed_mps") == [2.0, 4.0]
-    assert sorted(source.rejected) == [  # type: ignore[attr-defined]
+    assert sorted(source.rejected) == [
         "row: 3 cells under 2 names",
         "row: event time is not a number",
         "row: line above 100 bytes",
@@ -168,7 +169,7 @@ def test_json_lines_keep_what_the_contract_does_not_name_as_attributes(tmp_path:
     got = drain(source)
     assert [time for batch in got for time in batch.event_time_us] == [1_714_521_600_500_000, 2_000_000]
     assert [None if text is None else json.loads(str(text)) for text in column(got, "attributes")] == [{"colour": "red"}, None]
-    assert source.rejected == {"row: no JSON": 1, "row: JSON, but no object": 1}  # type: ignore[attr-defined]
+    assert source.rejected == {"row: no JSON": 1, "row: JSON, but no object": 1}
 
 
 def test_a_rate_gives_no_more_rows_than_are_due(tmp_path: Path) -> None:
@@ -208,7 +209,7 @@ def test_any_reads_and_restarts_give_every_row_once(
     wanted = [f"{name}" for name in names] if form != "zeek" else [name.replace("\n", " ") for name in names]
     got: list[object] = []
     position: bytes | None = None
-    options = {"path": str(path), "rename": {"name": "service", "value": "orig_bytes"}}
+    options: dict[str, Any] = {"path": str(path), "rename": {"name": "service", "value": "orig_bytes"}}
     source = build("replay", "network_flow", position, **options)
     numbers: list[object] = []
     for size, restarts in [*steps, *[(50, False)] * 2]:

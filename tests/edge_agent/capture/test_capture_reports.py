@@ -1,5 +1,7 @@
 """Deadbands and change-only reporting, and the quality of a clock."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,36 +33,36 @@ class TwoClocks:
         self.wall_ms += int(seconds * 1000)
 
 
-def kept(config: ReportConfig, times: list[int], **columns: list) -> list[int]:
+def kept(config: ReportConfig, times: list[int], **columns: list[Any]) -> list[int]:
     return list(ChangeReport(config, Rejects("test"))(SampleBatch(times, columns)).event_time_us)
 
 
-def test_a_value_within_its_deadband_is_not_reported():
+def test_a_value_within_its_deadband_is_not_reported() -> None:
     config = ReportConfig(deadband={"v": 0.5})
     assert kept(config, [0, 1, 2, 3, 4], v=[1.0, 1.4, 1.5, 1.6, 1.3]) == [0, 3]
 
 
-def test_a_slow_drift_is_measured_from_what_was_last_reported():
+def test_a_slow_drift_is_measured_from_what_was_last_reported() -> None:
     config = ReportConfig(deadband={"v": 1.0})
     assert kept(config, list(range(100)), v=[n * 0.25 for n in range(100)]) == list(range(0, 100, 5))
 
 
-def test_change_only_reports_each_other_value_and_null_is_one():
+def test_change_only_reports_each_other_value_and_null_is_one() -> None:
     config = ReportConfig(change_only=("state",))
     assert kept(config, [0, 1, 2, 3, 4], state=["on", "on", None, None, "on"]) == [0, 2, 4]
 
 
-def test_each_key_is_watched_by_itself():
+def test_each_key_is_watched_by_itself() -> None:
     config = ReportConfig(deadband={"v": 1.0}, key=("signal",))
     assert kept(config, [0, 1, 2, 3], v=[1.0, 50.0, 1.2, 52.0], signal=["a", "b", "a", "b"]) == [0, 1, 3]
 
 
-def test_silence_lasts_no_longer_than_the_interval():
+def test_silence_lasts_no_longer_than_the_interval() -> None:
     config = ReportConfig(change_only=("v",), max_interval_s=1.0)
     assert kept(config, [0, 500_000, 1_000_000, 1_900_000, 2_000_000], v=[1] * 5) == [0, 1_000_000, 2_000_000]
 
 
-def test_a_clock_that_goes_back_is_reported():
+def test_a_clock_that_goes_back_is_reported() -> None:
     assert kept(ReportConfig(change_only=("v",), max_interval_s=10.0), [5_000_000, 1_000_000, 1_100_000], v=[1] * 3) == [
         5_000_000,
         1_000_000,
@@ -68,7 +70,7 @@ def test_a_clock_that_goes_back_is_reported():
 
 
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=60), st.floats(0, 5))
-def test_what_was_last_reported_is_never_further_off_than_the_deadband(values, width):
+def test_what_was_last_reported_is_never_further_off_than_the_deadband(values, width) -> None:
     rejects = Rejects("test")
     report = ChangeReport(ReportConfig(deadband={"v": width}), rejects)
     last = None
@@ -80,7 +82,7 @@ def test_what_was_last_reported_is_never_further_off_than_the_deadband(values, w
     assert 1 <= given_out <= len(values)
 
 
-def test_a_deadband_on_a_text_or_an_unknown_column_or_a_payload_is_a_configuration_error():
+def test_a_deadband_on_a_text_or_an_unknown_column_or_a_payload_is_a_configuration_error() -> None:
     clock = TwoClocks()
     for stream, config in (
         ("vehicle_telemetry", ReportConfig(deadband={"gear": 1.0})),
@@ -91,7 +93,7 @@ def test_a_deadband_on_a_text_or_an_unknown_column_or_a_payload_is_a_configurati
             build_transforms(builtin_contract(stream), config, b"", ClockWatch(clock), None)
 
 
-def test_a_clock_that_jumps_is_told_for_ten_minutes_whichever_way_it_jumps():
+def test_a_clock_that_jumps_is_told_for_ten_minutes_whichever_way_it_jumps() -> None:
     clock = TwoClocks()
     watch = ClockWatch(clock, lambda: True)
     assert watch.judge() is ClockQuality.SYNCHRONISED
@@ -104,7 +106,7 @@ def test_a_clock_that_jumps_is_told_for_ten_minutes_whichever_way_it_jumps():
         assert watch.judge() is ClockQuality.SYNCHRONISED
 
 
-def test_a_free_running_clock_is_told_and_a_devices_own_time_is_the_devices():
+def test_a_free_running_clock_is_told_and_a_devices_own_time_is_the_devices() -> None:
     contract = builtin_contract("vehicle_telemetry")
     transforms = build_transforms(contract, None, b"", ClockWatch(TwoClocks(), lambda: False), None)
     now_us = TwoClocks().wall_ms * 1000

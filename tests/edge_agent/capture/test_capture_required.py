@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
     made.close()
 
 
-def pumped(spool: Spool, source: object, kind: str = "exec", **options: object) -> SourcePump:
+def pumped(spool: Spool, source: object, kind: str = "exec", **options: Any) -> SourcePump:
     """The pump after its source ended, or failed for the first time."""
     clock, stop = SystemClock(), threading.Event()
     config = SourceConfig(kind=kind, stream="drive", options=dict(options))
@@ -72,7 +73,7 @@ class Given:
         pass
 
 
-def notes(count: int, **more: list[object]) -> SampleBatch:
+def notes(count: int, **more: list[Any]) -> SampleBatch:
     return SampleBatch([1] * count, {"note": ["x"] * count, **more})
 
 

@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edge_agent.errors import ConfigError, SourceError
-from edge_agent.sources.api import SampleBatch, Source
+from edge_agent.sources.api import SampleBatch
+from edge_agent.sources.registry import GuardedSource
 from tests.fakes.sources import build, close_all, column, drain
 
 
@@ -17,7 +19,7 @@ def _close_all() -> Iterator[None]:
     close_all()
 
 
-def run(program: str, stream: str = "vehicle_telemetry", **options: object) -> Source:
+def run(program: str, stream: str = "vehicle_telemetry", **options: Any) -> GuardedSource:
     return build("exec", stream, command=[sys.executable, "-c", program], wait_ms=2000, **options)
 
 
@@ -44,7 +46,7 @@ def test_a_program_that_fails_ends_the_source_with_its_last_words() -> None:
 def test_an_endless_line_takes_no_memory_and_is_counted() -> None:
     source = run("print('x' * 5_000_000); print('{\"speed_mps\": 2}')", max_line_bytes=1000)
     assert column(drain(source), "speed_mps") == [2.0]
-    assert source.rejected == {"row: line above 1000 bytes": 1}  # type: ignore[attr-defined]
+    assert source.rejected == {"row: line above 1000 bytes": 1}
 
 
 # -- options --------------------------------------------------------------------------------------------------------------
@@ -63,7 +65,7 @@ def test_an_endless_line_takes_no_memory_and_is_counted() -> None:
         ("exec", {"command": "ls"}, "command"),
     ],
 )
-def test_a_wrong_option_is_named(kind: str, options: dict[str, object], named: str) -> None:
+def test_a_wrong_option_is_named(kind: str, options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         build(kind, "vehicle_telemetry", **options)
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -27,6 +28,7 @@ from edge_agent.sources.syslog.message import read_message
 from edge_agent.sources.syslog.source import SyslogSource, build
 from schemas.contract import builtin_contract
 from tests.fakes.drained import rows
+from tests.plant.present import present
 
 LOGS = builtin_contract("log_line")
 NOW_US = int(datetime(2024, 6, 1, tzinfo=UTC).timestamp() * 1e6)
@@ -34,7 +36,7 @@ needs_logger = pytest.mark.skipif(shutil.which("logger") is None, reason="no log
 
 
 @pytest.fixture
-def listening() -> Iterator:
+def listening() -> Iterator[Any]:
     made: list[SyslogSource] = []
 
     def listen(*addresses: str, **options: object) -> SyslogSource:
@@ -56,7 +58,7 @@ def logger(port: int, *arguments: str) -> None:
     [("udp", ["-d"]), ("tcp", ["-T"]), ("tcp", ["-T", "--octet-count"])],
     ids=["udp", "tcp-lines", "tcp-counted"],
 )
-def test_the_logger_program_is_understood_in_rfc_5424(listening, scheme, arguments):
+def test_the_logger_program_is_understood_in_rfc_5424(listening: Any, scheme: str, arguments) -> None:
     source = listening(f"{scheme}://127.0.0.1:0")
     structured = ["--sd-id", "origin@1", "--sd-param", 'a="b"', "--msgid", "M1"]
     logger(source.ports[0], *arguments, "--rfc5424", "-p", "local3.warning", "-t", "app", "--id=77", *structured, "hällo wörld")
@@ -70,7 +72,7 @@ def test_the_logger_program_is_understood_in_rfc_5424(listening, scheme, argumen
 
 
 @needs_logger
-def test_the_logger_program_is_understood_in_rfc_3164(listening):
+def test_the_logger_program_is_understood_in_rfc_3164(listening: Any) -> None:
     source = listening("udp://127.0.0.1:0")
     logger(source.ports[0], "-d", "--rfc3164", "-p", "user.notice", "-t", "app", "--id=77", "one: two [3]")
     (row,) = rows(source, 1)
@@ -80,7 +82,7 @@ def test_the_logger_program_is_understood_in_rfc_3164(listening):
 
 
 @needs_logger
-def test_a_file_sent_by_logger_arrives_line_by_line(listening, tmp_path):
+def test_a_file_sent_by_logger_arrives_line_by_line(listening: Any, tmp_path: Path) -> None:
     source = listening("tcp://127.0.0.1:0")
     lines = [f"line {n}" for n in range(500)]
     (tmp_path / "log").write_text("\n".join(lines))
@@ -91,7 +93,7 @@ def test_a_file_sent_by_logger_arrives_line_by_line(listening, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["udp", "tcp"])
-def test_pythons_own_handler_is_understood(listening, kind):
+def test_pythons_own_handler_is_understood(listening: Any, kind) -> None:
     scheme = "udp" if kind is socket.SOCK_DGRAM else "tcp"
     source = listening(f"{scheme}://127.0.0.1:0")
     handler = logging.handlers.SysLogHandler(("127.0.0.1", source.ports[0]), facility="local0", socktype=kind)
@@ -108,7 +110,7 @@ def test_pythons_own_handler_is_understood(listening, kind):
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory) -> tuple[Path, Path]:
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("tls")
     key, cert = folder / "key.pem", folder / "cert.pem"
     subprocess.run(
@@ -122,7 +124,9 @@ def certificate(tmp_path_factory) -> tuple[Path, Path]:
     return cert, key
 
 
-def test_tls_brings_large_messages_whole_and_a_sender_in_clear_harms_nobody(listening, certificate):
+def test_tls_brings_large_messages_whole_and_a_sender_in_clear_harms_nobody(
+    listening: Any, certificate: tuple[Path, Path]
+) -> None:
     cert, key = certificate
     source = listening("tls://127.0.0.1:0", cert=str(cert), key=str(key), max_message_bytes=65_536)
     with socket.create_connection(("127.0.0.1", source.ports[0])) as clear:
@@ -153,7 +157,7 @@ def _by_turns(step, source: SyslogSource) -> None:
     pytest.fail("no handshake")
 
 
-def test_a_client_without_the_certificate_asked_for_is_kept_out(listening, certificate):
+def test_a_client_without_the_certificate_asked_for_is_kept_out(listening: Any, certificate: tuple[Path, Path]) -> None:
     cert, key = certificate
     source = listening("tls://127.0.0.1:0", cert=str(cert), key=str(key), client_ca=str(cert))
     context = ssl.create_default_context(cafile=str(cert))
@@ -166,7 +170,7 @@ def test_a_client_without_the_certificate_asked_for_is_kept_out(listening, certi
     assert sum(source.rejected.values()) == 1
 
 
-def test_a_message_above_the_limit_is_refused_and_the_next_one_is_not(listening):
+def test_a_message_above_the_limit_is_refused_and_the_next_one_is_not(listening: Any) -> None:
     source = listening("udp://127.0.0.1:0", "tcp://127.0.0.1:0", max_message_bytes=1000)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
         out.sendto(b"<13>" + b"x" * 2000, ("127.0.0.1", source.ports[0]))
@@ -177,7 +181,7 @@ def test_a_message_above_the_limit_is_refused_and_the_next_one_is_not(listening)
     assert source.rejected["row: message above 1000 bytes"] == 3
 
 
-def test_what_the_kernel_dropped_is_counted(listening):
+def test_what_the_kernel_dropped_is_counted(listening: Any) -> None:
     source = listening("udp://127.0.0.1:0", receive_buffer_bytes=4096)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
         for n in range(500):
@@ -189,7 +193,7 @@ def test_what_the_kernel_dropped_is_counted(listening):
     assert len(found) + source.rejected[KERNEL_DROPPED] == 501
 
 
-def test_more_connections_than_allowed_are_closed_and_counted(listening):
+def test_more_connections_than_allowed_are_closed_and_counted(listening: Any) -> None:
     source = listening("tcp://127.0.0.1:0", max_connections=2)
     opened = [socket.create_connection(("127.0.0.1", source.ports[0])) for _ in range(3)]
     for n, one in enumerate(opened):
@@ -200,7 +204,7 @@ def test_more_connections_than_allowed_are_closed_and_counted(listening):
         one.close()
 
 
-def test_a_port_that_is_taken_is_a_source_that_tries_again(listening):
+def test_a_port_that_is_taken_is_a_source_that_tries_again(listening: Any) -> None:
     source = listening("tcp://127.0.0.1:0")
     with pytest.raises(SourceError, match="another program"):
         listening(f"tcp://127.0.0.1:{source.ports[0]}")
@@ -218,7 +222,7 @@ def test_a_port_that_is_taken_is_a_source_that_tries_again(listening):
         {"listen": ["udp://127.0.0.1:5514"], "max_message_bytes": 1 << 30},
     ],
 )
-def test_wrong_options_are_told_before_anything_starts(options):
+def test_wrong_options_are_told_before_anything_starts(options) -> None:
     with pytest.raises(ConfigError, match="syslog"):
         check_source("syslog", options, LOGS)
 
@@ -244,14 +248,14 @@ def test_wrong_options_are_told_before_anything_starts(options):
         (b"", {"message": ""}),
     ],
 )  # fmt: skip
-def test_a_message_is_read_as_far_as_it_can_be(raw, expected):
+def test_a_message_is_read_as_far_as_it_can_be(raw: bytes, expected) -> None:
     found = read_message(raw, NOW_US, UTC)
     assert {name: getattr(found, name) for name in expected} == expected
 
 
-def test_the_year_of_an_old_time_is_the_nearest_one():
+def test_the_year_of_an_old_time_is_the_nearest_one() -> None:
     for now, year in ((datetime(2024, 1, 1, 0, 5, tzinfo=UTC), 2023), (datetime(2023, 12, 31, 23, 59, 59, tzinfo=UTC), 2023)):
-        time_us = read_message(b"<13>Dec 31 23:59:58 h a: x", int(now.timestamp() * 1e6), UTC).time_us
+        time_us = present(read_message(b"<13>Dec 31 23:59:58 h a: x", int(now.timestamp() * 1e6), UTC).time_us)
         assert datetime.fromtimestamp(time_us / 1e6, UTC) == datetime(year, 12, 31, 23, 59, 58, tzinfo=UTC)
     berlin = read_message(b"<13>Jun  1 02:00:00 h a: x", NOW_US, ZoneInfo("Europe/Berlin")).time_us
     assert berlin == NOW_US
@@ -266,7 +270,7 @@ def test_an_hour_that_comes_twice_is_the_one_nearer_to_its_arrival(text: str, ar
 
 
 @given(st.binary(max_size=200), st.integers(0, 4_000_000_000_000_000))
-def test_no_bytes_break_the_reader(raw, now_us):
+def test_no_bytes_break_the_reader(raw, now_us) -> None:
     found = read_message(raw, now_us, UTC)
     assert isinstance(found.message, str)
     read_message(b"<13>1 " + raw, now_us, UTC)
@@ -278,7 +282,7 @@ MESSAGES = st.lists(st.one_of(TEXTS, TEXTS.map(lambda text: b"<13>" + text)), ma
 
 
 @given(MESSAGES, st.data())
-def test_a_stream_cut_anywhere_gives_the_same_messages(messages, data):
+def test_a_stream_cut_anywhere_gives_the_same_messages(messages, data) -> None:
     stream = b""
     for message in messages:
         # A message that is counted begins with its priority (RFC 6587, 3.4.1).
@@ -294,7 +298,7 @@ def test_a_stream_cut_anywhere_gives_the_same_messages(messages, data):
 
 
 @given(st.lists(st.binary(max_size=50), max_size=20))
-def test_no_stream_is_held_beyond_the_limit(pieces):
+def test_no_stream_is_held_beyond_the_limit(pieces) -> None:
     frames = FrameBuffer(20, Rejects("test"))
     for piece in pieces:
         assert all(0 < len(message) <= 20 for message in frames.add(piece))

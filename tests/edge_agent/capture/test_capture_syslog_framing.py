@@ -45,7 +45,7 @@ def fed(frames: FrameBuffer, stream: bytes, step: int = 1) -> list[bytes]:
         (b"20 <13>half\0", []),
     ],
 )
-def test_a_nul_ends_a_message_where_another_follows(stream, expected, step):
+def test_a_nul_ends_a_message_where_another_follows(stream: bytes, expected, step: int) -> None:
     assert fed(FrameBuffer(64, Rejects("test")), stream, step) == expected
 
 
@@ -55,7 +55,7 @@ MESSAGES = st.lists(st.tuples(PRI, PLAIN).map(b"".join), min_size=1, max_size=12
 
 
 @given(MESSAGES, st.data())
-def test_a_stream_of_all_framings_cut_anywhere_gives_the_same_messages(messages, data):
+def test_a_stream_of_all_framings_cut_anywhere_gives_the_same_messages(messages, data) -> None:
     stream = b""
     for message in messages:
         framing = data.draw(st.sampled_from(["lf", "nul", "counted"]))
@@ -72,7 +72,7 @@ def test_a_stream_of_all_framings_cut_anywhere_gives_the_same_messages(messages,
 
 
 @given(st.lists(st.tuples(PRI, st.binary(max_size=30).filter(lambda body: 0 not in body)).map(b"".join), min_size=2, max_size=8))
-def test_once_a_connection_ends_its_messages_by_nul_line_feeds_are_part_of_them(messages):
+def test_once_a_connection_ends_its_messages_by_nul_line_feeds_are_part_of_them(messages) -> None:
     frames = FrameBuffer(64, Rejects("test"))
     assert frames.add(b"<1>x\0<1>y\0") == [b"<1>x", b"<1>y"]
     # But where a line begins as a message does, with its priority or its count.
@@ -82,7 +82,7 @@ def test_once_a_connection_ends_its_messages_by_nul_line_feeds_are_part_of_them(
 
 
 @given(st.lists(st.binary(max_size=50), max_size=20))
-def test_no_stream_is_held_beyond_the_limit_and_what_is_idle_is_let_go(pieces):
+def test_no_stream_is_held_beyond_the_limit_and_what_is_idle_is_let_go(pieces) -> None:
     frames = FrameBuffer(20, Rejects("test"))
     for piece in pieces:
         assert all(0 < len(message) <= 20 for message in (*frames.add(piece), *frames.idle()))
@@ -90,7 +90,7 @@ def test_no_stream_is_held_beyond_the_limit_and_what_is_idle_is_let_go(pieces):
     frames.end()
 
 
-def test_an_overlong_message_that_ends_by_nul_costs_itself_alone():
+def test_an_overlong_message_that_ends_by_nul_costs_itself_alone() -> None:
     rejects = Rejects("test")
     frames = FrameBuffer(20, rejects)
     stream = b"<13>a\0<13>" + b"y" * 200 + b"\0<13>b\0<13>" + b"z" * 17 + b"\0<13>c\0"
@@ -98,7 +98,7 @@ def test_an_overlong_message_that_ends_by_nul_costs_itself_alone():
     assert rejects.counts == {"row: message above 20 bytes": 2}
 
 
-def test_a_sender_of_nothing_but_nuls_costs_a_look_at_each_byte_once():
+def test_a_sender_of_nothing_but_nuls_costs_a_look_at_each_byte_once() -> None:
     frames = FrameBuffer(60_000, Rejects("test"))
     looked: list[int] = []
     frames._begins_message = looked.append  # type: ignore[assignment]
@@ -107,7 +107,7 @@ def test_a_sender_of_nothing_but_nuls_costs_a_look_at_each_byte_once():
     assert len(looked) == 500
 
 
-def test_a_message_that_ends_by_nul_arrives_although_none_follows():
+def test_a_message_that_ends_by_nul_arrives_although_none_follows() -> None:
     source = build({"listen": ["tcp://127.0.0.1:0"], "wait_ms": 50}, LOGS, SystemClock(), None)
     with socket.create_connection(("127.0.0.1", source.ports[0])) as sender:
         sender.sendall(b"<13>Nov 30 12:01:10 h a: one\0")
@@ -141,7 +141,7 @@ MERAKI_US = 1_563_249_630_774_247
         (b"<134>1563249630.7 MX84 flows allow src=1", ("MX84", "flows", 1_563_249_630_700_000, "allow src=1")),
     ],
 )
-def test_merakis_header_is_its_time_its_device_and_which_log_it_is(raw, expected):
+def test_merakis_header_is_its_time_its_device_and_which_log_it_is(raw: bytes, expected) -> None:
     found = read_message(raw, NOW_US, UTC)
     host, app, time_us, message = expected
     assert (found.host, found.app, found.time_us, found.problem) == (host, app, time_us, "")
@@ -159,6 +159,6 @@ def test_merakis_header_is_its_time_its_device_and_which_log_it_is(raw, expected
         (b"<13>1 12345.678 MX84 urls x", {"time_us": None}),
     ],
 )
-def test_a_time_in_seconds_is_no_reason_to_take_a_message_for_merakis(raw, expected):
+def test_a_time_in_seconds_is_no_reason_to_take_a_message_for_merakis(raw: bytes, expected) -> None:
     found = read_message(raw, NOW_US, UTC)
     assert {name: getattr(found, name) for name in expected} == expected

@@ -4,6 +4,7 @@ import gzip
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,13 +12,13 @@ from hypothesis import strategies as st
 
 from edge_agent.errors import ConfigError
 from edge_agent.sources.api import Source
-from edge_agent.sources.registry import build_source, check_source
+from edge_agent.sources.registry import GuardedSource, build_source, check_source
 from schemas.contract import builtin_contract
 from tests.fakes.log_writer import CutWriter
 from tests.fakes.zeek_writer import HandClock
 
 FLOWS, LINES = builtin_contract("network_flow"), builtin_contract("log_line")
-_BUILT: list[Source] = []
+_BUILT: list[GuardedSource] = []
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def _close_all() -> Iterator[None]:
         _BUILT.pop().close()
 
 
-def tail(log: Path, position: bytes | None = None, **options: object) -> Source:
+def tail(log: Path, position: bytes | None = None, **options: Any) -> GuardedSource:
     contract = LINES if options.get("format") == "plain" else FLOWS
     _BUILT.append(build_source("tail", {"path": str(log), "settle_ms": 0, **options}, contract, HandClock(), position))
     return _BUILT[-1]
@@ -47,8 +48,8 @@ def take(source: Source, tries: int = 8, max_samples: int = 1000) -> tuple[list[
 
 @pytest.mark.parametrize("appends", [True, False], ids=["append", "own place"])
 @pytest.mark.parametrize("form", ["csv", "json", "plain", "tsv"])
-def test_each_row_comes_once_over_cuts_also_while_the_agent_is_stopped(tmp_path, form, appends):
-    options = {"format": "plain"} if form == "plain" else {}
+def test_each_row_comes_once_over_cuts_also_while_the_agent_is_stopped(tmp_path: Path, form: str, appends: bool) -> None:
+    options: dict[str, Any] = {"format": "plain"} if form == "plain" else {}
     writer = CutWriter(tmp_path / "press.log", form, appends=appends)
     writer.rows(30, pad=40)
     source = tail(writer.log, **options)
@@ -72,12 +73,14 @@ STEPS = st.lists(st.sampled_from(["rows", "rows", "rotate", "rename", "pack", "r
 
 @given(STEPS, st.sampled_from(["csv", "json", "plain"]), st.booleans(), st.sampled_from([0, 50]))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_any_order_of_writing_rotating_packing_and_killing_gives_each_row_once(tmp_path_factory, steps, form, appends, buffer):
+def test_any_order_of_writing_rotating_packing_and_killing_gives_each_row_once(
+    tmp_path_factory: pytest.TempPathFactory, steps, form, appends, buffer
+) -> None:
     folder = tmp_path_factory.mktemp("tail")
     writer = CutWriter(folder / "press.log", form, appends=appends, buffer=buffer)
-    options = {"format": "plain"} if form == "plain" else {}
+    options: dict[str, Any] = {"format": "plain"} if form == "plain" else {}
     writer.rows(2)
-    source, stored, seen = tail(writer.log, **options), [], []
+    source, stored, seen = tail(writer.log, **options), list[Any](), list[Any]()
     position, kept = source.position, []
     for step in [*steps, "kill"]:
         if step == "rows":
@@ -111,7 +114,7 @@ def test_any_order_of_writing_rotating_packing_and_killing_gives_each_row_once(t
     assert source.rejected == {}
 
 
-def test_a_header_whose_columns_changed_is_a_header_and_rows_under_it_are_read_by_it(tmp_path):
+def test_a_header_whose_columns_changed_is_a_header_and_rows_under_it_are_read_by_it(tmp_path: Path) -> None:
     log = tmp_path / "press.csv"
     log.write_text("ts,uid,proto\n1,Ca,tcp\n")
     source = tail(log)
@@ -122,7 +125,7 @@ def test_a_header_whose_columns_changed_is_a_header_and_rows_under_it_are_read_b
     assert seen + take(tail(log, position))[0] == ["Ca", "Cb"]
 
 
-def test_a_row_of_csv_counts_once_its_quotes_are_closed(tmp_path):
+def test_a_row_of_csv_counts_once_its_quotes_are_closed(tmp_path: Path) -> None:
     log = tmp_path / "press.csv"
     log.write_text('ts;uid;proto\n1;Ca;"t')
     source = tail(log)
@@ -137,7 +140,7 @@ def test_a_row_of_csv_counts_once_its_quotes_are_closed(tmp_path):
     assert take(tail(log, position))[0] == ["Cb"]
 
 
-def test_plain_lines_become_messages_with_the_time_of_reading(tmp_path):
+def test_plain_lines_become_messages_with_the_time_of_reading(tmp_path: Path) -> None:
     log = tmp_path / "app.log"
     log.write_text("first\r\n\nsecond\nthird without end")
     source = tail(log, format="plain")
@@ -147,7 +150,7 @@ def test_plain_lines_become_messages_with_the_time_of_reading(tmp_path):
     assert batch.agent_clock
 
 
-def test_dated_names_of_logrotate_are_found_and_other_sensors_files_are_not(tmp_path):
+def test_dated_names_of_logrotate_are_found_and_other_sensors_files_are_not(tmp_path: Path) -> None:
     log = tmp_path / "press.csv"
     log.write_text("ts,uid\n5,Ce\n")
     for number, name in enumerate(
@@ -159,7 +162,7 @@ def test_dated_names_of_logrotate_are_found_and_other_sensors_files_are_not(tmp_
     assert take(tail(log, start="rotated"))[0] == ["Ca", "Cb", "Cc", "Ce"]
 
 
-def test_what_is_wrong_with_the_options_is_said_before_anything_starts():
+def test_what_is_wrong_with_the_options_is_said_before_anything_starts() -> None:
     for options, word in (({"path": "x", "rotated": ["/y/*"]}, "relative"), ({"path": "x", "format": "xml"}, "xml")):
         with pytest.raises(ConfigError, match=word):
             check_source("tail", options, FLOWS)

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,11 +24,11 @@ def _close_all() -> Iterator[None]:
     close_all()
 
 
-def times(batches: list) -> list[int]:
+def times(batches: list[Any]) -> list[int]:
     return [time_us for batch in batches for time_us in batch.event_time_us]
 
 
-def faults(folder: Path, kind: str, stream: str, **options: object) -> list[str]:
+def faults(folder: Path, kind: str, stream: str, **options: Any) -> list[str]:
     path = folder / "agent.toml"
     lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in options.items())
     head = 'device = "d1"\nstate_dir = "state"\n'
@@ -47,14 +48,14 @@ def test_a_table_without_zones_is_an_error_of_check_and_is_not_used_up_until_one
     healed = build("replay", "vehicle_telemetry", path=str(path), time_zone="Europe/Berlin")
     got = drain(healed)
     assert times(got) == [MAY_US, 1_729_989_000_000_000]
-    assert list(healed.rejected.values()) == [1]  # the second occurs twice  # type: ignore[attr-defined]
+    assert list(healed.rejected.values()) == [1]  # the second occurs twice
 
 
 def test_an_hour_that_comes_twice_is_read_in_order_over_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "night.csv"
     local = [f"2024-10-27 02:{minute:02d}:00" for minute in (0, 20, 40)]
     path.write_text("time,speed_mps\n" + "".join(f"{text},1\n" for text in [*local, *local, "2024-10-27 03:00:00"]))
-    options = {"path": str(path), "time_zone": "Europe/Berlin"}
+    options: dict[str, Any] = {"path": str(path), "time_zone": "Europe/Berlin"}
     source = build("replay", "vehicle_telemetry", **options)
     first = source.read(4)
     assert first is not None
@@ -74,7 +75,7 @@ def test_an_hour_that_comes_twice_is_read_in_order_over_a_restart(tmp_path: Path
         ("when,v\n2024-05-01T00:00:00Z,1.5\n", {"rename": {"v": "speed_mps", "when": "event_time"}}),
     ],
 )  # fmt: skip
-def test_a_table_is_read_as_its_options_say(tmp_path: Path, body: str, options: dict[str, object]) -> None:
+def test_a_table_is_read_as_its_options_say(tmp_path: Path, body: str, options: dict[str, Any]) -> None:
     path = tmp_path / "t.csv"
     path.write_text(body)
     got = drain(build("replay", "vehicle_telemetry", path=str(path), **options))
@@ -102,7 +103,7 @@ def test_a_picture_whose_time_tells_no_zone_waits_in_its_folder(tmp_path: Path) 
     clock = HandClock()
     source = build("directory", "camera_frame", None, clock, **options)
     assert count(drain(source, clock)) == 0
-    assert "set time_zone" in next(iter(source.rejected))  # type: ignore[attr-defined]
+    assert "set time_zone" in next(iter(source.rejected))
     assert (tmp_path / "a.jpg").exists()
     got = drain(build("directory", "camera_frame", None, clock, **options, time_zone="Europe/Berlin"), clock)
     assert times(got) == [MAY_US]
@@ -114,10 +115,10 @@ def test_what_a_program_prints_without_a_zone_is_taken_as_utc_and_counted(tmp_pa
     command = [sys.executable, "-c", script]
     source = build("exec", "vehicle_telemetry", command=command)
     assert times(drain(source)) == [MAY_US, MAY_US]
-    assert source.rejected == {ZONE_GUESSED: 1}  # type: ignore[attr-defined]
+    assert source.rejected == {ZONE_GUESSED: 1}
     source = build("exec", "vehicle_telemetry", command=command, time_zone="Europe/Berlin")
     assert times(drain(source)) == [MAY_US - 7_200_000_000, MAY_US]
-    assert source.rejected == {}  # type: ignore[attr-defined]
+    assert source.rejected == {}
 
 
 @pytest.mark.parametrize("kind", ["replay", "zeek", "exec", "mqtt-local", "directory"])

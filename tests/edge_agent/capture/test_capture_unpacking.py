@@ -29,7 +29,7 @@ def unpack(path: Path, body: bytes) -> tuple[bytes, str]:
 
 
 @pytest.mark.parametrize("kind", PACK)
-def test_a_packed_file_of_one_or_several_members_is_read_whole(tmp_path, kind):
+def test_a_packed_file_of_one_or_several_members_is_read_whole(tmp_path: Path, kind) -> None:
     pack = PACK[kind]
     assert unpack(tmp_path / "x", pack(TEXT)) == (TEXT, "")
     assert unpack(tmp_path / "x", pack(TEXT[:1000]) + pack(b"") + pack(TEXT[1000:])) == (TEXT, "")
@@ -47,7 +47,7 @@ def test_frames_without_content_that_zstd_writers_put_between_others_are_skipped
 
 
 @pytest.mark.parametrize("kind", PACK)
-def test_a_file_cut_anywhere_gives_what_stands_before_the_cut_and_says_so(tmp_path, kind):
+def test_a_file_cut_anywhere_gives_what_stands_before_the_cut_and_says_so(tmp_path: Path, kind) -> None:
     body = PACK[kind](TEXT[:150_000]) + PACK[kind](TEXT[150_000:])
     dice = random.Random(5)
     longest = 0
@@ -59,7 +59,7 @@ def test_a_file_cut_anywhere_gives_what_stands_before_the_cut_and_says_so(tmp_pa
     assert longest == len(TEXT)
 
 
-def test_gzip_gives_what_gzip_itself_could_unpack(tmp_path):
+def test_gzip_gives_what_gzip_itself_could_unpack(tmp_path: Path) -> None:
     body = gzip.compress(TEXT)
     for cut in (len(body) // 3, len(body) // 2, len(body) - 20):
         found, _ = unpack(tmp_path / "x", body[:cut])
@@ -67,7 +67,7 @@ def test_gzip_gives_what_gzip_itself_could_unpack(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["gzip", "zstd"])
-def test_what_stands_before_damage_is_given_once(tmp_path, kind):
+def test_what_stands_before_damage_is_given_once(tmp_path: Path, kind: str) -> None:
     body = bytearray(PACK[kind](TEXT[:200_000]) + PACK[kind](TEXT[200_000:]))
     for at, least in ((len(body) - 30_000, 200_000), (len(body) - 3, len(TEXT) - 140_000)):
         damaged = bytearray(body)
@@ -78,7 +78,7 @@ def test_what_stands_before_damage_is_given_once(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["", *PACK])
-def test_seeking_reaches_any_place(tmp_path, kind):
+def test_seeking_reaches_any_place(tmp_path: Path, kind) -> None:
     (tmp_path / "x").write_bytes(PACK[kind](TEXT) if kind else TEXT)
     with open_unpacked(tmp_path / "x") as file:
         assert file.packing == kind

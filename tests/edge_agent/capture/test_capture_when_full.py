@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -59,7 +60,7 @@ class Camera:
         self.tells_position = tells_position
         self.supervisor = SourceSupervisor(self._pump, self._spawn, self.spool.on_source_stopping, max(pauses_s, 15.0))
 
-    def run(self, when_full: str) -> None:
+    def run(self, when_full: Literal["evict", "block"]) -> None:
         self.supervisor.apply([SourceConfig(kind="pictures", stream="camera_frame", when_full=when_full)])
 
     def waits(self) -> bool:
@@ -109,7 +110,7 @@ def eventually(holds: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_source_that_waits_for_room_evicts_as_soon_as_its_table_says_so(camera):
+def test_a_source_that_waits_for_room_evicts_as_soon_as_its_table_says_so(camera: Camera) -> None:
     camera.run("block")
     eventually(camera.waits)
     kept = camera.books.spooled
@@ -123,7 +124,7 @@ def test_a_source_that_waits_for_room_evicts_as_soon_as_its_table_says_so(camera
     assert books.dropped == {"evicted": IN_ALL - books.spooled}
 
 
-def test_a_source_that_evicts_waits_as_soon_as_its_table_says_so(camera, monkeypatch):
+def test_a_source_that_evicts_waits_as_soon_as_its_table_says_so(camera: Camera, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
     read = Pictures.read
 
@@ -142,7 +143,7 @@ def test_a_source_that_evicts_waits_as_soon_as_its_table_says_so(camera, monkeyp
     assert left >= set(range(OPENING, IN_ALL))
 
 
-def test_a_source_that_waits_for_room_stops_at_once_and_comes_back_to_what_was_not_stored(camera):
+def test_a_source_that_waits_for_room_stops_at_once_and_comes_back_to_what_was_not_stored(camera: Camera) -> None:
     camera.run("block")
     eventually(camera.waits)
     pump = camera.supervisor.pumps[0]
@@ -155,7 +156,7 @@ def test_a_source_that_waits_for_room_stops_at_once_and_comes_back_to_what_was_n
 
 
 @pytest.mark.parametrize("camera", [False], indirect=True)
-def test_what_cannot_be_read_again_and_found_no_room_is_counted(camera):
+def test_what_cannot_be_read_again_and_found_no_room_is_counted(camera: Camera) -> None:
     camera.run("block")
     eventually(camera.waits)
     pump = camera.supervisor.pumps[0]
@@ -164,7 +165,9 @@ def test_what_cannot_be_read_again_and_found_no_room_is_counted(camera):
 
 
 @pytest.mark.parametrize("full", ["the quota", "the disk"])
-def test_a_source_that_waits_for_room_is_woken_when_it_is_to_stop(patient_camera, monkeypatch, full):
+def test_a_source_that_waits_for_room_is_woken_when_it_is_to_stop(
+    patient_camera: Camera, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
     if full == "the disk":
         refused = threading.Event()
         commit = Transactions.commit
@@ -189,11 +192,11 @@ def test_a_source_that_waits_for_room_is_woken_when_it_is_to_stop(patient_camera
     assert all(books.is_balanced for books in patient_camera.spool.books())
 
 
-def test_a_spool_that_closes_on_a_full_disk_refuses_what_waits(patient_camera, monkeypatch):
+def test_a_spool_that_closes_on_a_full_disk_refuses_what_waits(patient_camera: Camera, monkeypatch: pytest.MonkeyPatch) -> None:
     error = sqlite3.OperationalError("database or disk is full")
     error.sqlite_errorcode = sqlite3.SQLITE_FULL
 
-    def refuse(*_):
+    def refuse(*_) -> None:
         raise error
 
     monkeypatch.setattr(Transactions, "commit", refuse)

@@ -3,6 +3,8 @@
 import gzip
 import os
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,7 +22,7 @@ def _close_all():
 
 
 @pytest.mark.parametrize("is_json", [False, True], ids=["tsv", "json"])
-def test_a_log_is_followed_over_rotations_without_a_row_lost_or_twice(tmp_path, is_json):
+def test_a_log_is_followed_over_rotations_without_a_row_lost_or_twice(tmp_path: Path, is_json: bool) -> None:
     writer = Writer(tmp_path, is_json=is_json)
     writer.rows(3)
     source = follow(writer.log)
@@ -36,7 +38,7 @@ def test_a_log_is_followed_over_rotations_without_a_row_lost_or_twice(tmp_path, 
     assert source.rejected == {}
 
 
-def test_a_row_counts_only_once_its_line_is_whole_and_the_last_one_of_an_old_file_always(tmp_path):
+def test_a_row_counts_only_once_its_line_is_whole_and_the_last_one_of_an_old_file_always(tmp_path: Path) -> None:
     log = tmp_path / "conn.log"
     log.write_text(HEADER.format(n=1) + "1\tCa\t-\ttcp\n2\tC")
     source = follow(log)
@@ -48,7 +50,7 @@ def test_a_row_counts_only_once_its_line_is_whole_and_the_last_one_of_an_old_fil
     assert uids(source)[0] == ["Cc"]
 
 
-def test_what_rotated_while_the_agent_was_down_is_read_in_order(tmp_path):
+def test_what_rotated_while_the_agent_was_down_is_read_in_order(tmp_path: Path) -> None:
     writer = Writer(tmp_path)
     writer.rows(4)
     seen, position = uids(follow(writer.log))
@@ -62,7 +64,7 @@ def test_what_rotated_while_the_agent_was_down_is_read_in_order(tmp_path):
     assert uids(follow(writer.log, position))[0] == []
 
 
-def test_old_files_are_left_alone_unless_asked_for(tmp_path):
+def test_old_files_are_left_alone_unless_asked_for(tmp_path: Path) -> None:
     writer = Writer(tmp_path)
     for _ in range(3):
         writer.rows(2)
@@ -76,11 +78,11 @@ def test_old_files_are_left_alone_unless_asked_for(tmp_path):
     assert uids(end)[0] == writer.written[-2:]
 
 
-def test_packed_files_in_another_folder_are_found_by_pattern(tmp_path):
+def test_packed_files_in_another_folder_are_found_by_pattern(tmp_path: Path) -> None:
     (tmp_path / "current").mkdir()
     (tmp_path / "2024-05-01").mkdir()
     writer = Writer(tmp_path / "current")
-    options = {"rotated": ["../*/conn.*.log.gz"]}
+    options: dict[str, Any] = {"rotated": ["../*/conn.*.log.gz"]}
     writer.rows(4)
     seen, position = uids(follow(writer.log, **options))
     writer.rows(2)
@@ -92,7 +94,7 @@ def test_packed_files_in_another_folder_are_found_by_pattern(tmp_path):
     assert seen + uids(follow(writer.log, position, **options))[0] == writer.written
 
 
-def test_a_log_that_is_copied_and_cut_goes_on_without_loss(tmp_path):
+def test_a_log_that_is_copied_and_cut_goes_on_without_loss(tmp_path: Path) -> None:
     writer = Writer(tmp_path, is_json=True)
     writer.rows(6)
     source = follow(writer.log)
@@ -107,7 +109,7 @@ def test_a_log_that_is_copied_and_cut_goes_on_without_loss(tmp_path):
     assert seen == writer.written
 
 
-def test_a_log_that_is_gone_is_told_and_what_comes_is_read(tmp_path):
+def test_a_log_that_is_gone_is_told_and_what_comes_is_read(tmp_path: Path) -> None:
     writer = Writer(tmp_path)
     writer.rows(4)
     _, position = uids(follow(writer.log))
@@ -119,7 +121,7 @@ def test_a_log_that_is_gone_is_told_and_what_comes_is_read(tmp_path):
     assert list(source.rejected) == ["file: the log that was being read is gone; rows at its end may be missing"]
 
 
-def test_rows_and_files_that_are_none_are_counted(tmp_path):
+def test_rows_and_files_that_are_none_are_counted(tmp_path: Path) -> None:
     log = tmp_path / "conn.log"
     log.write_text(HEADER.format(n=1) + "1\tCa\t-\ttcp\ntoo\tfew\nno time\tCb\t-\ttcp\n" + "x" * 300 + "\n2\tCc\t-\ttcp\n")
     source = follow(log, max_line_bytes=200)
@@ -131,7 +133,7 @@ def test_rows_and_files_that_are_none_are_counted(tmp_path):
     assert uids(follow(log, start="rotated", max_line_bytes=200))[0] == ["Ca", "Cc"]
 
 
-def test_more_rotated_files_of_one_time_than_are_remembered_are_all_read(tmp_path):
+def test_more_rotated_files_of_one_time_than_are_remembered_are_all_read(tmp_path: Path) -> None:
     writer = Writer(tmp_path)
     for _ in range(40):
         writer.rows(2)
@@ -144,7 +146,7 @@ def test_more_rotated_files_of_one_time_than_are_remembered_are_all_read(tmp_pat
     assert uids(follow(writer.log, position))[0] == []
 
 
-def test_a_rotated_file_that_is_still_being_copied_is_read_to_its_real_end(tmp_path):
+def test_a_rotated_file_that_is_still_being_copied_is_read_to_its_real_end(tmp_path: Path) -> None:
     log = tmp_path / "conn.log"
     copy = tmp_path / "conn.2024-01-01-00-00-00.log"
     copy.write_text(HEADER.format(n=1) + "1\tCa\t-\ttcp\n2\tC")
@@ -159,7 +161,7 @@ def test_a_rotated_file_that_is_still_being_copied_is_read_to_its_real_end(tmp_p
     assert source.rejected == {}
 
 
-def test_a_file_that_is_no_zeek_log_fails_with_a_hint(tmp_path):
+def test_a_file_that_is_no_zeek_log_fails_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "conn.log").write_text("hello\n")
     with pytest.raises(SourceError, match="#separator"):
         uids(follow(tmp_path / "conn.log"))
@@ -172,7 +174,9 @@ ACTIONS = st.lists(st.sampled_from(["rows", "rows", "rotate", "pack", "read", "r
 
 @given(ACTIONS, st.booleans())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_any_order_of_writing_rotating_packing_and_restarting_gives_each_row_once(tmp_path_factory, actions, is_json):
+def test_any_order_of_writing_rotating_packing_and_restarting_gives_each_row_once(
+    tmp_path_factory: pytest.TempPathFactory, actions, is_json
+) -> None:
     writer = Writer(tmp_path_factory.mktemp("zeek"), is_json=is_json)
     writer.rows(1)
     source, seen = follow(writer.log), []

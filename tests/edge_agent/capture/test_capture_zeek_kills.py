@@ -42,7 +42,7 @@ SourcePump(config, build, encoder, spool, transforms, clock).run(threading.Event
 
 
 @pytest.mark.slow
-def test_real_flows_survive_rotation_packing_and_sigkill_exactly_once(tmp_path, shared_data):
+def test_real_flows_survive_rotation_packing_and_sigkill_exactly_once(tmp_path: Path, shared_data: Path) -> None:
     name = "network/ctu_zeek/008-zeek-mixed/conn.log.labeled.gz"
     lines = gzip.decompress((shared_data / name).read_bytes()).decode().splitlines(keepends=True)
     header, rows = [line for line in lines if line.startswith("#") and "#close" not in line], []
@@ -84,7 +84,7 @@ def test_real_flows_survive_rotation_packing_and_sigkill_exactly_once(tmp_path, 
     assert sorted(_stored(spool_dir)) == sorted(line.split("\t")[1] for line in rows)
 
 
-def _child(spool_dir: Path, log: Path) -> subprocess.Popen:
+def _child(spool_dir: Path, log: Path) -> subprocess.Popen[bytes]:
     ready = spool_dir.with_name(spool_dir.name + ".ready")
     ready.unlink(missing_ok=True)
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(spool_dir), str(log)], stdout=subprocess.DEVNULL)

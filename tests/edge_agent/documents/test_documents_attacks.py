@@ -1,6 +1,7 @@
 """Whoever keeps the broker can keep orders back; he can make none, change none, and bring back none that was replaced."""
 
 import json
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -33,22 +34,28 @@ def director() -> FakeDirector:
 
 
 @pytest.fixture
-def device(director, tmp_path) -> OrderTaker:
+def device(director: FakeDirector, tmp_path: Path) -> OrderTaker:
     return OrderTaker(tmp_path, director.public_key)
+
+
+def hand(device: OrderTaker) -> HandClock:
+    """Its clock, to be moved."""
+    assert isinstance(device.clock, HandClock)
+    return device.clock
 
 
 def text_of(body: bytes) -> str:
     return decode_message(body).document
 
 
-def test_an_order_signed_by_the_trusted_key_is_followed(director, device):
+def test_an_order_signed_by_the_trusted_key_is_followed(director: FakeDirector, device: OrderTaker) -> None:
     assert device.take(director.order(5, 2)) == (2,)
     assert device.take(director.order(6, models=(wanted(3), wanted(1, "faces")))) == (3, 1)
     assert device.take(director.order(7, models=())) == ()
     assert (device.refused, device.reason, device.counter.seen.counter) == (0, "", 7)
 
 
-def test_an_order_of_another_key_is_refused(director, device):
+def test_an_order_of_another_key_is_refused(director: FakeDirector, device: OrderTaker) -> None:
     stranger = FakeDirector()
     assert device.take(stranger.order(5)) is None
     assert "no key that this device trusts" in device.reason
@@ -60,7 +67,7 @@ def test_an_order_of_another_key_is_refused(director, device):
 
 
 @pytest.mark.parametrize("kind", [*DocumentKind, "erasure", "", "desired "])
-def test_a_signature_over_one_kind_is_none_over_another(director, device, kind):
+def test_a_signature_over_one_kind_is_none_over_another(director: FakeDirector, device: OrderTaker, kind) -> None:
     as_desired = encode_document(order(5))
     if kind != DocumentKind.DESIRED:
         assert device.take(director.sign_text(as_desired, kind)) is None
@@ -72,7 +79,7 @@ def test_a_signature_over_one_kind_is_none_over_another(director, device, kind):
     assert device.counter.seen.counter == 0
 
 
-def test_a_signature_over_the_older_form_of_rules_is_none_over_a_document(director, device):
+def test_a_signature_over_the_older_form_of_rules_is_none_over_a_document(director: FakeDirector, device: OrderTaker) -> None:
     text = encode_document(order(5))
     older = director.key.sign(older_signing_bytes(text)).hex()
     assert device.take(encode_message(SignedMessage(text, (DocumentSignature(director.public_key, older),)))) is None
@@ -82,7 +89,7 @@ def test_a_signature_over_the_older_form_of_rules_is_none_over_a_document(direct
 
 
 @given(st.sampled_from(list(DocumentKind)), st.text(max_size=40), st.text("ab\n -", max_size=12), st.text(max_size=40))
-def test_no_two_kinds_and_texts_share_their_signed_bytes(kind, text, other_kind, other_text):
+def test_no_two_kinds_and_texts_share_their_signed_bytes(kind, text, other_kind, other_text) -> None:
     if other_kind != kind and "\n" not in other_kind:
         assert signing_bytes(kind, text) != signing_bytes(other_kind, other_text)
     assert not signing_bytes(kind, text).startswith(older_signing_bytes(""))
@@ -103,22 +110,25 @@ def test_no_two_kinds_and_texts_share_their_signed_bytes(kind, text, other_kind,
         (Addressees(devices=("line-4",), cohorts=("press-shop",)), True),
     ],
 )
-def test_an_order_for_another_device_or_cohort_is_refused(director, tmp_path, to, covers):
+def test_an_order_for_another_device_or_cohort_is_refused(director: FakeDirector, tmp_path: Path, to, covers: bool) -> None:
     device = OrderTaker(tmp_path, director.public_key, cohorts=("press-shop",))
     assert (device.take(director.order(5, to=to)) is not None) is covers
     assert covers or "for other devices" in device.reason
 
 
-def test_an_order_that_names_nobody_is_refused_and_cannot_be_made(director, device):
+def test_an_order_that_names_nobody_is_refused_and_cannot_be_made(director: FakeDirector, device: OrderTaker) -> None:
     with pytest.raises(DocumentError, match="names 1 to"):
         Addressees()
-    for to in ({}, {"devices": []}, {"devices": [], "cohorts": []}, {"devices": ["*"]}, {"cohorts": ["../x"]}, None, []):
+    wrong: tuple[object, ...] = (
+        {}, {"devices": []}, {"devices": [], "cohorts": []}, {"devices": ["*"]}, {"cohorts": ["../x"]}, None, [],
+    )  # fmt: skip
+    for to in wrong:
         text = msgspec.json.encode({**json.loads(encode_document(order(5))), "to": to}).decode()
         assert device.take(director.sign_text(text)) is None
     assert device.counter.seen.counter == 0
 
 
-def test_an_order_that_was_replaced_is_never_followed_again(director, device, tmp_path):
+def test_an_order_that_was_replaced_is_never_followed_again(director: FakeDirector, device: OrderTaker, tmp_path: Path) -> None:
     old, new = director.order(5, 1), director.order(6, 2)
     assert device.take(old) == (1,)
     assert device.take(new) == (2,)
@@ -130,58 +140,60 @@ def test_an_order_that_was_replaced_is_never_followed_again(director, device, tm
     assert again.refused == 1
 
 
-def test_another_order_with_the_same_counter_is_refused(director, device):
+def test_another_order_with_the_same_counter_is_refused(director: FakeDirector, device: OrderTaker) -> None:
     assert device.take(director.order(5, 1)) == (1,)
     assert device.take(director.order(5, 2)) is None
     assert device.take(director.order(5, 1, expires_ms=NOW_MS + DAY_MS)) == (1,)  # signed again: the same order
     assert device.refused == 1
 
 
-def test_an_expired_order_is_refused_once_and_followed_when_the_clock_is_put_right(director, device):
-    device.clock.wall_ms = NOW_MS + 40 * DAY_MS
+def test_an_expired_order_is_refused_once_and_followed_when_the_clock_is_put_right(
+    director: FakeDirector, device: OrderTaker
+) -> None:
+    hand(device).wall_ms = NOW_MS + 40 * DAY_MS
     body = director.order(5, expires_ms=NOW_MS + 30 * DAY_MS)
     assert device.take(body) is None
     for _ in range(5):
-        device.clock.steady_s += 1_000
+        hand(device).steady_s += 1_000
         assert device.look() is None
     assert device.refused == 1
     assert "by this device's clock" in device.reason
-    device.clock.wall_ms, device.clock.steady_s = NOW_MS, device.clock.steady_s + 1_000
+    hand(device).wall_ms, hand(device).steady_s = NOW_MS, hand(device).steady_s + 1_000
     assert device.look() == (1,)
-    device.clock.wall_ms = NOW_MS + 400 * DAY_MS
+    hand(device).wall_ms = NOW_MS + 400 * DAY_MS
     assert device.take(body + b" ") == (1,)  # what was taken in time stays in force
 
 
-def test_an_order_is_followed_from_its_time_on(director, device):
+def test_an_order_is_followed_from_its_time_on(director: FakeDirector, device: OrderTaker) -> None:
     body = director.order(5, not_before_ms=NOW_MS + DAY_MS)
     assert device.take(body) is None
     assert "from 2027" in device.reason
-    device.clock.sleep(DAY_MS / 1000 - 1)
+    hand(device).sleep(DAY_MS / 1000 - 1)
     assert device.look() is None
-    device.clock.sleep(400)
+    hand(device).sleep(400)
     assert device.look() == (1,)
     assert device.refused == 0
 
 
-def test_an_order_that_waits_for_its_time_gives_way_to_a_newer_one(director, device):
+def test_an_order_that_waits_for_its_time_gives_way_to_a_newer_one(director: FakeDirector, device: OrderTaker) -> None:
     assert device.take(director.order(5, not_before_ms=NOW_MS + DAY_MS)) is None
     assert device.take(director.order(6, 2)) == (2,)
-    device.clock.sleep(2 * DAY_MS / 1000)
+    hand(device).sleep(2 * DAY_MS / 1000)
     assert device.look() is None
 
 
-def test_a_device_whose_clock_was_never_set_is_protected_by_the_counter(director, tmp_path):
+def test_a_device_whose_clock_was_never_set_is_protected_by_the_counter(director: FakeDirector, tmp_path: Path) -> None:
     device = OrderTaker(tmp_path, director.public_key, clock=HandClock(12_000))
     assert device.take(director.order(5, 1, expires_ms=NOW_MS + 1)) == (1,)  # expired or not: it cannot know
     assert device.take(director.order(7, 2)) == (2,)
     assert device.take(director.order(6, 1)) is None
     assert device.take(director.order(8, 3, not_before_ms=NOW_MS - DAY_MS)) is None
     assert "the clock was never set" in device.reason
-    device.clock.wall_ms, device.clock.steady_s = NOW_MS, 1_000.0
+    hand(device).wall_ms, hand(device).steady_s = NOW_MS, 1_000.0
     assert device.look() == (3,)
 
 
-def test_no_cut_off_message_is_followed(director, device):
+def test_no_cut_off_message_is_followed(director: FakeDirector, device: OrderTaker) -> None:
     body = director.order(5)
     for length in range(len(body)):
         assert device.take(body[:length]) is None
@@ -191,7 +203,7 @@ def test_no_cut_off_message_is_followed(director, device):
     assert device.counter.seen.counter == 0
 
 
-def test_no_message_with_a_changed_byte_is_followed_as_another_order(director, tmp_path):
+def test_no_message_with_a_changed_byte_is_followed_as_another_order(director: FakeDirector, tmp_path: Path) -> None:
     body = director.order(5, 2)
     device = OrderTaker(tmp_path, director.public_key)
     for place in range(len(body)):
@@ -216,7 +228,9 @@ def test_no_message_with_a_changed_byte_is_followed_as_another_order(director, t
         ('"counter":5', '"counter":5,"later":-Infinity'),
     ],
 )
-def test_a_signed_text_that_two_readers_could_read_differently_is_refused(director, device, old, new):
+def test_a_signed_text_that_two_readers_could_read_differently_is_refused(
+    director: FakeDirector, device: OrderTaker, old: str, new: str
+) -> None:
     text = text_of(director.order(5))
     assert old in text
     assert device.take(director.sign_text(text.replace(old, new, 1))) is None
@@ -224,7 +238,7 @@ def test_a_signed_text_that_two_readers_could_read_differently_is_refused(direct
 
 
 @pytest.mark.parametrize("key", ["document", "signatures", "d\\u006fcument"])
-def test_a_message_with_a_key_twice_is_refused(director, device, key):
+def test_a_message_with_a_key_twice_is_refused(director: FakeDirector, device: OrderTaker, key: str) -> None:
     name = json.loads(f'"{key}"')
     value = json.loads(director.order(6, 9))[name]
     body = f'{{"{key}":{json.dumps(value)},'.encode() + director.order(5)[1:]
@@ -242,7 +256,9 @@ def test_a_message_with_a_key_twice_is_refused(director, device, key):
         ("body", {"models": [{"name": "defects"}]}), ("to", {"devices": [DEVICE] * 10_001}),
     ],
 )  # fmt: skip
-def test_a_document_out_of_bounds_is_refused_although_it_is_signed(director, device, name, value):
+def test_a_document_out_of_bounds_is_refused_although_it_is_signed(
+    director: FakeDirector, device: OrderTaker, name: str, value
+) -> None:
     plain = {**json.loads(text_of(director.order(5))), name: value}
     assert device.take(director.sign_text(json.dumps(plain))) is None
     assert device.refused == 1
@@ -256,20 +272,20 @@ def test_a_document_out_of_bounds_is_refused_although_it_is_signed(director, dev
         b'{"document":"\\ud800","signatures":[{"key":"' + b"0" * 64 + b'","signature":"' + b"0" * 128 + b'"}]}',
     ],
 )  # fmt: skip
-def test_nonsense_is_refused_with_a_reason(device, body):
+def test_nonsense_is_refused_with_a_reason(device: OrderTaker, body) -> None:
     assert device.take(body) is None
     assert device.refused == 1
     assert device.reason
 
 
-def test_a_message_above_the_limit_is_refused_before_it_is_read(director, device):
+def test_a_message_above_the_limit_is_refused_before_it_is_read(director: FakeDirector, device: OrderTaker) -> None:
     plain = json.loads(director.order(5))
     body = json.dumps({**plain, "x": "y" * 65_536}).encode()
     assert device.take(body) is None
     assert "above the limit" in device.reason
 
 
-def test_at_most_four_signatures_are_looked_at(director, device):
+def test_at_most_four_signatures_are_looked_at(director: FakeDirector, device: OrderTaker) -> None:
     text = encode_document(order(5))
     strangers = tuple(FakeDirector().signature(text) for _ in range(3))
     assert device.take(encode_message(SignedMessage(text, (*strangers, director.signature(text))))) == (1,)
@@ -277,7 +293,9 @@ def test_at_most_four_signatures_are_looked_at(director, device):
         SignedMessage(text, (*strangers, *strangers))
 
 
-def test_fields_that_a_newer_core_adds_are_ignored_unless_it_calls_them_critical(director, device):
+def test_fields_that_a_newer_core_adds_are_ignored_unless_it_calls_them_critical(
+    director: FakeDirector, device: OrderTaker
+) -> None:
     plain = json.loads(text_of(director.order(5)))
     plain |= {"later": {"deep": [1]}, "to": {**plain["to"], "sites": ["a"]}}
     plain["body"] |= {"shadow": True}
@@ -291,7 +309,7 @@ def test_fields_that_a_newer_core_adds_are_ignored_unless_it_calls_them_critical
     assert device.take(director.sign_text(json.dumps(known))) == (1,)
 
 
-def test_keys_are_changed_without_a_device_that_follows_nothing(director, tmp_path):
+def test_keys_are_changed_without_a_device_that_follows_nothing(director: FakeDirector, tmp_path: Path) -> None:
     old, new = director, FakeDirector()
     text = encode_document(order(5))
     both = encode_message(SignedMessage(text, (old.signature(text), new.signature(text))))
@@ -302,7 +320,7 @@ def test_keys_are_changed_without_a_device_that_follows_nothing(director, tmp_pa
     assert OrderTaker(tmp_path / "y").take(new.order(6)) is None  # no key could be read: nothing is followed
 
 
-def test_a_counter_goes_on_when_keys_change_one_after_the_other(director, tmp_path):
+def test_a_counter_goes_on_when_keys_change_one_after_the_other(director: FakeDirector, tmp_path: Path) -> None:
     old, new = director, FakeDirector()
     assert OrderTaker(tmp_path, old.public_key).take(old.order(50)) == (1,)
     OrderTaker(tmp_path, old.public_key, new.public_key)  # no order comes while both are trusted
@@ -311,13 +329,13 @@ def test_a_counter_goes_on_when_keys_change_one_after_the_other(director, tmp_pa
     assert device.take(new.order(51)) == (1,)
 
 
-def test_a_device_that_trusts_none_of_the_keys_any_more_begins_to_count_again(director, tmp_path):
+def test_a_device_that_trusts_none_of_the_keys_any_more_begins_to_count_again(director: FakeDirector, tmp_path: Path) -> None:
     other = FakeDirector()
     assert OrderTaker(tmp_path, director.public_key).take(director.order(50)) == (1,)
     assert OrderTaker(tmp_path, other.public_key).take(other.order(1)) == (1,)
 
 
-def test_an_unsigned_order_beside_a_signed_one_says_nothing(director, device):
+def test_an_unsigned_order_beside_a_signed_one_says_nothing(director: FakeDirector, device: OrderTaker) -> None:
     models = DesiredModels((wanted(2),))
     signed = decode_message(director.order(5, 2))
     body = encode_signed_desired(signed, models)
@@ -327,7 +345,7 @@ def test_an_unsigned_order_beside_a_signed_one_says_nothing(director, device):
     assert "not a signed document" in device.reason
 
 
-def test_the_end_of_a_retained_message_takes_nothing_away(director, device):
+def test_the_end_of_a_retained_message_takes_nothing_away(director: FakeDirector, device: OrderTaker) -> None:
     assert device.take(director.order(5)) == (1,)
     assert device.take(b"") is None
     assert (device.refused, device.counter.seen.counter) == (0, 5)
@@ -335,7 +353,7 @@ def test_the_end_of_a_retained_message_takes_nothing_away(director, device):
 
 @settings(max_examples=200)
 @given(st.binary(max_size=300))
-def test_whatever_comes_is_refused_by_name(body):
+def test_whatever_comes_is_refused_by_name(body) -> None:
     with pytest.raises(DocumentError):
         decode_message(body)
 
@@ -347,12 +365,12 @@ def test_whatever_comes_is_refused_by_name(body):
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
     )
 )
-def test_whatever_is_signed_is_refused_by_name(value):
+def test_whatever_is_signed_is_refused_by_name(value) -> None:
     with pytest.raises(DocumentError):
         decode_document(msgspec.json.encode(value).decode(), DocumentKind.DESIRED, DesiredModels)
 
 
-def test_a_policy_of_the_older_form_is_told_from_a_document():
+def test_a_policy_of_the_older_form_is_told_from_a_document() -> None:
     assert not is_document(PolicySigner().sign(EdgePolicy(1, 0, {})))
     assert not is_document(b"\xff")
     assert not is_document(b"[" * 100_000)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def open_counter(folder: Path, *keys: str) -> CounterFile:
 
 @pytest.mark.parametrize("rot", [b"", b"\0" * 90, None], ids=["empty", "zeros", "gone"])
 @pytest.mark.parametrize("which", FILES)
-def test_one_of_the_two_files_is_enough_and_restores_the_other(tmp_path, which, rot):
+def test_one_of_the_two_files_is_enough_and_restores_the_other(tmp_path: Path, which, rot) -> None:
     open_counter(tmp_path).note(Seen(7, "a"))
     path = tmp_path / "documents" / which
     path.unlink() if rot is None else path.write_bytes(rot)
@@ -39,7 +40,7 @@ def test_one_of_the_two_files_is_enough_and_restores_the_other(tmp_path, which, 
 
 
 @pytest.mark.parametrize("bit", [0, 3, 6])
-def test_no_rotten_bit_makes_the_counter_higher_or_lower(tmp_path, bit):
+def test_no_rotten_bit_makes_the_counter_higher_or_lower(tmp_path: Path, bit: int) -> None:
     open_counter(tmp_path).note(Seen(7, "a"))
     path = tmp_path / "documents" / FILES[0]
     good = path.read_bytes()
@@ -50,11 +51,11 @@ def test_no_rotten_bit_makes_the_counter_higher_or_lower(tmp_path, bit):
         assert open_counter(tmp_path).seen == Seen(7, "a")
 
 
-def test_a_kill_between_the_two_files_keeps_the_higher_counter(tmp_path, monkeypatch):
+def test_a_kill_between_the_two_files_keeps_the_higher_counter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_counter(tmp_path).note(Seen(7, "a"))
-    written = []
+    written: list[Path] = []
 
-    def once(path, body):
+    def once(path, body) -> None:
         if written:
             raise OSError(5, "killed here")
         written.append(path)
@@ -67,7 +68,7 @@ def test_a_kill_between_the_two_files_keeps_the_higher_counter(tmp_path, monkeyp
     assert open_counter(tmp_path).seen == Seen(8, "b")
 
 
-def test_a_disk_that_refuses_lets_no_order_be_followed_until_it_does_not(tmp_path, monkeypatch):
+def test_a_disk_that_refuses_lets_no_order_be_followed_until_it_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     director = FakeDirector()
     device = OrderTaker(tmp_path, director.public_key)
     assert device.take(director.order(5, 1)) == (1,)
@@ -80,7 +81,7 @@ def test_a_disk_that_refuses_lets_no_order_be_followed_until_it_does_not(tmp_pat
     assert device.refused == 0
 
 
-def test_what_was_noted_twice_is_written_once(tmp_path, monkeypatch):
+def test_what_was_noted_twice_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counter = open_counter(tmp_path)
     counter.note(Seen(7, "a"))
     monkeypatch.setattr(counter_module, "write_atomic", lambda *_: pytest.fail("written again"))
@@ -89,12 +90,12 @@ def test_what_was_noted_twice_is_written_once(tmp_path, monkeypatch):
     assert open_counter(tmp_path).seen == Seen(7, "a")
 
 
-def test_a_check_that_cannot_be_made_is_made_later(tmp_path, monkeypatch):
+def test_a_check_that_cannot_be_made_is_made_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     director = FakeDirector()
     device = OrderTaker(tmp_path, director.public_key)
     device.gate._check = signature.check_signatures
     with monkeypatch.context() as patch:
-        patch.setattr(signature.sys, "executable", "/nowhere/python")
+        patch.setattr(sys, "executable", "/nowhere/python")
         assert device.take(director.order(5)) is None
         assert "could not be checked" in device.reason
     assert device.look() is None  # not at once
@@ -103,7 +104,7 @@ def test_a_check_that_cannot_be_made_is_made_later(tmp_path, monkeypatch):
     assert device.refused == 0
 
 
-def test_the_process_that_checks_knows_the_keys_and_takes_any_good_signature():
+def test_the_process_that_checks_knows_the_keys_and_takes_any_good_signature() -> None:
     director, other = FakeDirector(), FakeDirector()
     good = director.signature("text", "desired").signature
     signed = b"catchment signed document 1\ndesired\ntext"
@@ -114,11 +115,11 @@ def test_the_process_that_checks_knows_the_keys_and_takes_any_good_signature():
         signature.check_signatures(signed + b" ", [(director.public_key, good)])
 
 
-def test_orders_come_from_one_thread_while_another_decides(tmp_path):
+def test_orders_come_from_one_thread_while_another_decides(tmp_path: Path) -> None:
     director = FakeDirector()
     device = OrderTaker(tmp_path, director.public_key)
     bodies = [director.order(counter, counter) for counter in range(1, 60)]
-    feeder = threading.Thread(target=lambda: [device.inbox.hand_in(body) for body in bodies])
+    feeder = threading.Thread(target=lambda: deque(map(device.inbox.hand_in, bodies)))
     feeder.start()
     got = []
     while feeder.is_alive() or device.inbox._pending is not None:
@@ -130,7 +131,7 @@ def test_orders_come_from_one_thread_while_another_decides(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_device_killed_at_any_moment_never_follows_an_older_order(tmp_path):
+def test_a_device_killed_at_any_moment_never_follows_an_older_order(tmp_path: Path) -> None:
     key = bytes(range(32))
     director = FakeDirector()
     director.key = Ed25519PrivateKey.from_private_bytes(key)
@@ -159,7 +160,7 @@ class Device(RuleBasedStateMachine):
     """Orders old and new, restarts, rot of one file, clocks forward and back: what is in force is the newest ever followed."""
 
     @initialize()
-    def begin(self):
+    def begin(self) -> None:
         import tempfile
 
         self.folder = tempfile.TemporaryDirectory()
@@ -169,11 +170,11 @@ class Device(RuleBasedStateMachine):
         self.restart()
 
     @rule()
-    def restart(self):
+    def restart(self) -> None:
         self.device = OrderTaker(Path(self.folder.name), self.director.public_key, clock=self.clock)
 
     @rule(counter=st.integers(1, 12), version=st.integers(1, 3))
-    def order(self, counter, version):
+    def order(self, counter, version) -> None:
         if self.device.take(self.director.order(counter, version)) is not None:
             assert counter >= self.followed
             self.followed = counter
@@ -181,7 +182,7 @@ class Device(RuleBasedStateMachine):
             assert counter <= self.followed
 
     @rule(which=st.sampled_from(FILES), place=st.integers(0, 60))
-    def rot(self, which, place):
+    def rot(self, which, place) -> None:
         path = Path(self.folder.name) / "documents" / which
         if path.exists() and self.followed:
             body = bytearray(path.read_bytes())
@@ -190,14 +191,14 @@ class Device(RuleBasedStateMachine):
         self.restart()
 
     @rule(seconds=st.integers(-(10**9), 10**9))
-    def change_the_clock(self, seconds):
+    def change_the_clock(self, seconds) -> None:
         self.clock.wall_ms = max(0, self.clock.wall_ms + seconds * 1000)
 
     @invariant()
-    def the_counter_is_the_newest_that_was_followed(self):
+    def the_counter_is_the_newest_that_was_followed(self) -> None:
         assert self.device.counter.seen.counter == self.followed
 
-    def teardown(self):
+    def teardown(self) -> None:
         self.folder.cleanup()
 
 

@@ -8,14 +8,15 @@ import pytest
 from typer.testing import CliRunner
 
 from edge_agent.checking import check_file
-from edge_agent.cli import app
 from edge_agent.commands.doctor.examine import examine_orders
 from edge_agent.commands.doctor.findings import CheckResult
+from edge_agent.commands.root import app
 from edge_agent.config import load_agent_config
 from edge_agent.documents.trust import director_trust, rules_trust
 from edge_agent.errors import ConfigError
 from edge_agent.health.file import Health
 from schemas.reported import DocumentReport
+from tests.plant.present import present
 
 ONE, TWO, THREE = "1" * 64, "2" * 64, "3" * 64
 
@@ -26,11 +27,11 @@ def write(folder: Path, more: str = "") -> Path:
     return path
 
 
-def test_keys_of_the_table_and_of_the_file_are_trusted_for_all_and_those_of_policy_for_rules_alone(tmp_path):
+def test_keys_of_the_table_and_of_the_file_are_trusted_for_all_and_those_of_policy_for_rules_alone(tmp_path: Path) -> None:
     (tmp_path / "director.pub").write_text(f"# since spring\n{TWO}  # plant\n\n{ONE}\n")
     text = f'[director]\npublic_keys = ["{ONE}"]\nfile = "director.pub"\ncohorts = ["north"]\n[policy]\npublic_key = "{THREE}"\n'
     config = load_agent_config(write(tmp_path, text))
-    director, rules = director_trust(config), rules_trust(config)
+    director, rules = present(director_trust(config)), present(rules_trust(config))
     assert (director.keys, director.device, director.cohorts) == ((ONE, TWO), "car-1", frozenset({"north"}))
     assert (rules.keys, rules.cohorts) == ((ONE, TWO, THREE), frozenset({"north"}))
     bare = load_agent_config(write(tmp_path))
@@ -40,7 +41,7 @@ def test_keys_of_the_table_and_of_the_file_are_trusted_for_all_and_those_of_poli
 @pytest.mark.parametrize(
     "text", [None, "", "# none\n", ONE[:-1], ONE.replace("1", "A"), f"{ONE}\n" * 5, "x" * 5_000, "\xff"], ids=repr
 )
-def test_a_key_file_that_cannot_be_read_gives_no_keys_and_the_agent_runs(tmp_path, text):
+def test_a_key_file_that_cannot_be_read_gives_no_keys_and_the_agent_runs(tmp_path: Path, text) -> None:
     if text is not None:
         (tmp_path / "director.pub").write_text(text, encoding="latin-1")
     path = write(tmp_path, '[director]\nfile = "director.pub"\n')
@@ -62,19 +63,19 @@ def test_a_key_file_that_cannot_be_read_gives_no_keys_and_the_agent_runs(tmp_pat
         f'[director]\npublic_key = "{ONE}"\n', "[policy]\n", '[policy]\npublic_key = "ab"\n',
     ],
 )  # fmt: skip
-def test_a_wrong_table_is_an_error_of_the_configuration(tmp_path, table):
+def test_a_wrong_table_is_an_error_of_the_configuration(tmp_path: Path, table: str) -> None:
     path = write(tmp_path, table)
     with pytest.raises(ConfigError):
         load_agent_config(path)
     assert len(check_file(path).faults) == 1
 
 
-def test_two_policy_keys_are_trusted_while_one_is_being_changed(tmp_path):
+def test_two_policy_keys_are_trusted_while_one_is_being_changed(tmp_path: Path) -> None:
     config = load_agent_config(write(tmp_path, f'[policy]\npublic_key = "{ONE}"\npublic_keys = ["{TWO}", "{ONE}"]\n'))
-    assert rules_trust(config).keys == (ONE, TWO)
+    assert present(rules_trust(config)).keys == (ONE, TWO)
 
 
-def test_a_device_with_a_model_and_no_director_is_warned_about(tmp_path):
+def test_a_device_with_a_model_and_no_director_is_warned_about(tmp_path: Path) -> None:
     (tmp_path / "root.json").write_text("{}")
     model = '[model]\nname = "m"\nroot = "root.json"\nstreams = ["camera_frame"]\n'
     assert any("unsigned orders" in line for line in check_file(write(tmp_path, model)).report_lines)
@@ -87,7 +88,7 @@ def enrol(folder: Path, director: str) -> "tuple[int, str]":
     return result.exit_code, result.output + str(result.exception or "")
 
 
-def test_enrolment_brings_the_directors_keys_to_where_the_examples_look(tmp_path):
+def test_enrolment_brings_the_directors_keys_to_where_the_examples_look(tmp_path: Path) -> None:
     code, output = enrol(tmp_path, ONE)
     assert (code, (tmp_path / "director.pub").read_text()) == (0, f"{ONE}\n")
     assert "1 trusted" in output
@@ -95,7 +96,7 @@ def test_enrolment_brings_the_directors_keys_to_where_the_examples_look(tmp_path
     assert enrol(tmp_path, str(tmp_path / "keys"))[0] == 0
     assert (tmp_path / "director.pub").read_text() == f"{ONE}\n{TWO}\n"
     config = load_agent_config(write(tmp_path, '[director]\nfile = "director.pub"\n'))
-    assert director_trust(config).keys == (ONE, TWO)
+    assert present(director_trust(config)).keys == (ONE, TWO)
     for wrong in ("no such file", "ab", " ".join([ONE] * 5)):
         assert enrol(tmp_path, wrong)[0] != 0
     assert (tmp_path / "director.pub").read_text() == f"{ONE}\n{TWO}\n"
@@ -109,7 +110,7 @@ def test_enrolment_brings_the_directors_keys_to_where_the_examples_look(tmp_path
         (DocumentReport("desired", 5, 2, "counter 4 is not newer"), CheckResult.WARNING, "2 refused"),
     ],
 )
-def test_the_doctor_tells_what_became_of_orders(tmp_path, document, verdict, words):
+def test_the_doctor_tells_what_became_of_orders(tmp_path: Path, document, verdict, words: str) -> None:
     model = '[model]\nname = "m"\nroot = "root.json"\nstreams = ["camera_frame"]\n'
     config = load_agent_config(write(tmp_path, f'{model}[director]\npublic_keys = ["{ONE}"]\n'))
     health = Health(0, 1, True, 0, 0, 0, 0, 0, None, 0, 1, 0, documents=(document,))

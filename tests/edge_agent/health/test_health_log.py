@@ -17,7 +17,7 @@ from tests.plant.broker import RunningBroker
 STREAM = StreamName("vehicle_telemetry")
 
 
-def test_lines_that_nobody_takes_are_counted_and_told_later():
+def test_lines_that_nobody_takes_are_counted_and_told_later() -> None:
     with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123 # a device
         log = TolerantStderr(full.fileno())
         log.write("a\n")
@@ -34,7 +34,7 @@ def test_lines_that_nobody_takes_are_counted_and_told_later():
 
 
 @pytest.mark.broker
-def test_an_agent_whose_log_lies_on_a_full_disk_delivers(broker: RunningBroker, tmp_path: Path):
+def test_an_agent_whose_log_lies_on_a_full_disk_delivers(broker: RunningBroker, tmp_path: Path) -> None:
     table = tmp_path / "x.csv"
     table.write_text("ts,speed_mps\n" + "".join(f"{n},{n}\n" for n in range(500)))
     config = tmp_path / "agent.toml"
@@ -57,7 +57,7 @@ def test_an_agent_whose_log_lies_on_a_full_disk_delivers(broker: RunningBroker, 
             assert sum(ranges.count for ranges in core.landed_seqs(STREAM).values()) == 500
 
 
-def test_a_spool_whose_folder_is_gone_is_let_go_of_without_an_error(tmp_path: Path):
+def test_a_spool_whose_folder_is_gone_is_let_go_of_without_an_error(tmp_path: Path) -> None:
     mark_suspect(tmp_path / "gone")
     mark_suspect(tmp_path)
     assert (tmp_path / SUSPECT_NAME).exists()

@@ -213,7 +213,7 @@ def test_a_stream_that_the_core_refuses_is_told_wherever_one_looks(broker: Runni
         agent.start()
         eventually(lambda: agent.figure("settled_samples_total") == 20)
         eventually(lambda: agent.ask("/ready")[0] == 200)
-    refused = {STREAM: RefusedStream(20, 0, 20, "speed_mps: above the maximum of N [red]")}
+    refused: dict[str, RefusedStream] = {STREAM: RefusedStream(20, 0, 20, "speed_mps: above the maximum of N [red]")}
     publish(broker.port, "catchment/down/dev-a/receipts", encode_receipt(Receipt(9, {}, refused=refused)))
     eventually(lambda: agent.ask("/ready")[0] == 503)
     assert "refused by the core: 100 % (20 in a row), mostly: speed_mps" in agent.ask("/ready")[1]

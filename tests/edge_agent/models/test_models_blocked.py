@@ -6,8 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tuf.ngclient import Updater
 
-from edge_agent.models import trust
+from edge_agent.models import loader
+from edge_agent.models.model_process import ModelProcess
 from edge_agent.models.store import ModelStore
 from pipelines.rollout.server import PieceAnswer
 from schemas.rollout import Desired, encode_desired
@@ -21,7 +23,7 @@ def test_a_disk_without_room_is_reported_with_its_reason_and_keeps_no_partial_fi
 ) -> None:
     device.want(core.publish())
     second = core.publish(fake.tiny_model(0.1, padding=100_000))
-    monkeypatch.setattr(trust.shutil, "disk_usage", lambda _path: SimpleNamespace(free=500_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=500_000))
     assert device.want(second) == "blocked"
     (report,) = device.updater.report()
     assert (report.version, report.refused) == (1, ())
@@ -42,9 +44,9 @@ def test_a_disk_that_fills_up_in_the_middle_keeps_no_partial_file(
         Path(path).write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    real = trust.Updater.download_target
+    real = Updater.download_target
     monkeypatch.setattr(
-        trust.Updater,
+        Updater,
         "download_target",
         lambda self, info, path: fill(self, info, path) if path.endswith(".onnx") else real(self, info, path),
     )
@@ -82,12 +84,10 @@ def test_a_halt_reaches_a_download_under_way(core: "fake.Core", device: "fake.De
 def test_a_halt_reaches_a_version_while_it_is_tried(
     core: "fake.Core", device: "fake.Device", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edge_agent.models import loader
-
     device.want(core.publish())
     second = core.publish(fake.tiny_model(0.2))
 
-    class Halted(loader.ModelProcess):
+    class Halted(ModelProcess):
         def start(self) -> None:
             super().start()
             device.updater.on_desired(b"")

@@ -14,11 +14,12 @@ from PIL import Image
 
 from edge_agent.errors import ConfigError
 from edge_agent.models import model_process
-from edge_agent.models.state import Attempt
+from edge_agent.models.state import Attempt, Installed
 from edge_agent.models.store import ModelStore
 from tests.fakes import bad_models
 from tests.fakes import model_repository as fake
 from tests.fakes.model_repository import frames, picture
+from tests.plant.present import present
 
 _HARM = {"takes 400 MB": bad_models.hungry_model(), "never ends": bad_models.endless_model()}
 
@@ -72,8 +73,7 @@ def test_a_proven_model_whose_process_crashes_is_started_again_and_never_refused
     core: "fake.Core", proven: "fake.Device"
 ) -> None:
     for turn in range(4):
-        pid = proven.updater.running.process.pid
-        os.kill(pid, signal.SIGSEGV)
+        os.kill(present(present(present(proven.updater.running).process).pid), signal.SIGSEGV)
         proven.updater.annotate(frames(picture(250)))
         proven.settle()
         proven.clock.sleep(100)
@@ -87,7 +87,7 @@ def test_while_its_process_is_gone_pictures_are_counted_and_the_reason_is_report
     core: "fake.Core", proven: "fake.Device"
 ) -> None:
     for _ in range(3):
-        os.kill(proven.updater.running.process.pid, signal.SIGABRT)
+        os.kill(present(present(present(proven.updater.running).process).pid), signal.SIGABRT)
         proven.updater.annotate(frames(picture(250)))
         proven.settle()
         if proven.updater.running.process is None:
@@ -105,7 +105,7 @@ def test_an_agent_killed_twice_while_it_tries_a_model_refuses_that_one_and_not_t
     bad = core.publish(_HARM[harm], golden=())
     store = proven.updater.store
     spec = msgspec.structs.replace(bad.spec)
-    installed = type(store.state.active)(2, "0" * 64, spec)
+    installed = Installed(2, "0" * 64, spec)
     for turn in (1, 2):
         store = ModelStore(tmp_path / "state/models/bright")
         store.begin_attempt(installed)  # and here the agent is killed
@@ -124,7 +124,7 @@ def test_a_kill_while_another_version_is_tried_does_not_count_against_one_on_pro
     device.want(core.publish())
     for version in range(2, 6):
         store = ModelStore(tmp_path / "state/models/bright")
-        store.begin_attempt(type(store.state.active)(version, "0" * 64, store.state.active.spec))
+        store.begin_attempt(Installed(version, "0" * 64, present(store.state.active).spec))
         device = fake.Device(core, tmp_path / "state", max_starts=1)
         assert device.version == 1
     assert device.updater.store.state.starts == 0
@@ -170,16 +170,24 @@ def test_a_picture_that_is_too_large_or_no_picture_does_not_end_the_process(
     core: "fake.Core", device: "fake.Device", tmp_path: Path
 ) -> None:
     device.want(core.publish())
-    pid = device.updater.running.process.pid
+    pid = present(present(device.updater.running).process).pid
     large = tmp_path / "large.png"
     large.write_bytes(_large_picture("1", 10_001))
     svg = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%id) (w) file\n"
-    unreadable = [large, large.read_bytes(), _large_picture("RGB", 7_000), svg, postscript, tmp_path / "absent", b""]
+    unreadable: list[bytes | Path] = [
+        large,
+        large.read_bytes(),
+        _large_picture("RGB", 7_000),
+        svg,
+        postscript,
+        tmp_path / "absent",
+        b"",
+    ]
     got = device.updater.annotate(frames(*unreadable, picture(250)))
     assert got.columns["model_version"] == [None] * len(unreadable) + [1]
     assert device.updater.counts["unreadable"] == len(unreadable)
-    assert device.updater.running.process.pid == pid
+    assert present(present(device.updater.running).process).pid == pid
 
 
 def _large_picture(mode: str, side: int) -> bytes:

@@ -42,7 +42,9 @@ def hand_in(device: "fake.Device", body: bytes) -> int:
     return device.version
 
 
-def test_an_older_version_that_is_still_signed_cannot_be_ordered_by_the_brokers_keeper(core, director, device, tmp_path):
+def test_an_older_version_that_is_still_signed_cannot_be_ordered_by_the_brokers_keeper(
+    core, director: FakeDirector, device, tmp_path: Path
+) -> None:
     first, second = desire(core.publish()), desire(core.publish(fake.tiny_model(0.1)))
     old, new = order(director, 10, first), order(director, 11, second)
     assert hand_in(device, old) == 1
@@ -57,12 +59,12 @@ def test_an_older_version_that_is_still_signed_cannot_be_ordered_by_the_brokers_
     assert hand_in(again, order(director, 13, first)) == 1  # the director may
 
 
-def test_of_several_models_a_device_takes_its_own(core, director, device):
+def test_of_several_models_a_device_takes_its_own(core, director: FakeDirector, device) -> None:
     ours = desire(core.publish())
     assert hand_in(device, order(director, 1, wanted(4, "faces"), ours, wanted(9, "defects"))) == 1
 
 
-def test_an_order_without_our_model_ends_what_was_wanted_and_stops_nothing(core, director, device):
+def test_an_order_without_our_model_ends_what_was_wanted_and_stops_nothing(core, director: FakeDirector, device) -> None:
     first, second = desire(core.publish()), desire(core.publish(fake.tiny_model(0.1)))
     assert hand_in(device, order(director, 1, first)) == 1
     core.tamper = lambda _request, _found: None
@@ -75,7 +77,7 @@ def test_an_order_without_our_model_ends_what_was_wanted_and_stops_nothing(core,
     assert device.updater.report()[0].state == "active"
 
 
-def test_without_a_directors_key_unsigned_orders_are_followed_for_this_release(core, tmp_path):
+def test_without_a_directors_key_unsigned_orders_are_followed_for_this_release(core, tmp_path: Path) -> None:
     device = fake.Device(core, tmp_path / "state")
     published = core.publish()
     assert device.want(published) == "active"
@@ -87,7 +89,7 @@ def test_without_a_directors_key_unsigned_orders_are_followed_for_this_release(c
     assert hand_in(device, encode_signed_desired(signed, DesiredModels((second,)))) == 2
 
 
-def test_a_device_is_configured_to_follow_signed_orders_by_the_directors_table(tmp_path):
+def test_a_device_is_configured_to_follow_signed_orders_by_the_directors_table(tmp_path: Path) -> None:
     from catchment.runtime.clock import SystemClock
     from edge_agent.config import load_agent_config
 

@@ -8,12 +8,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edge_agent.models import loader
+from edge_agent.models.model_process import ModelProcess
 from edge_agent.models.state import Attempt, Installed, StoreState
 from edge_agent.models.state_file import NAMES, StateFile
 from edge_agent.models.store import ModelStore
 from schemas.model import ModelSpec
 from tests.fakes import model_repository as fake
 from tests.fakes.model_repository import frames, picture
+from tests.plant.present import present
 
 _SPEC = ModelSpec("bright", 1, fake.IMAGE)
 _STATE = StoreState(
@@ -55,7 +58,7 @@ def test_a_flipped_bit_in_the_proven_model_is_fetched_again_and_refuses_nothing(
 ) -> None:
     two.close()
     store = two.updater.store
-    path = store.path(store.state.active)
+    path = store.path(present(store.state.active))
     _flip(path, region * path.stat().st_size // 6)
     again = fake.Device(core, tmp_path / "state")
     assert again.version == 1
@@ -86,11 +89,9 @@ def test_both_models_damaged_are_fetched_again(
 def test_a_model_that_rots_while_it_is_tried_is_fetched_again_and_not_refused(
     core: "fake.Core", device: "fake.Device", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edge_agent.models import loader
-
     published, turns = core.publish(), iter(range(10))
 
-    class Rotting(loader.ModelProcess):
+    class Rotting(ModelProcess):
         def start(self) -> None:
             if next(turns) == 0:
                 store = device.updater.store
@@ -183,7 +184,7 @@ def test_a_state_of_the_previous_release_is_read(core: "fake.Core", two: "fake.D
     (folder / NAMES[0]).write_bytes(msgspec.json.encode(old))
     again = fake.Device(core, tmp_path / "state")
     assert again.version == 2
-    assert again.updater.store.state.previous.version == 1
+    assert present(again.updater.store.state.previous).version == 1
     again.close()
 
 
@@ -212,7 +213,7 @@ def test_rotten_metadata_of_the_repository_are_fetched_again(
 def test_a_file_that_cannot_be_read_is_not_deleted(core: "fake.Core", two: "fake.Device", tmp_path: Path) -> None:
     two.close()
     folder = tmp_path / "state/models/bright"
-    path = two.updater.store.path(two.updater.store.state.active)
+    path = two.updater.store.path(present(two.updater.store.state.active))
     aside = tmp_path / "aside"
     path.rename(aside)
     path.mkdir()  # reading it fails, whoever tries

@@ -88,7 +88,7 @@ def fetch(repository: Repository, tmp_path: Path) -> Fetch:
             found = repository.files.get(request.path)
             piece = (found or b"")[request.offset : request.offset + request.length]
             status = STATUS_MISSING if found is None else STATUS_OK
-            fetcher.on_piece(sent.correlation, (("total", str(len(found or b""))), ("status", status)), piece)
+            fetcher.on_piece(sent.correlation, [("total", str(len(found or b""))), ("status", status)], piece)
 
         fetcher = PieceFetcher(send, tmp_path, timeout_s=0.001, tries=1)
         anchor = TrustAnchor(repository.roots[0], tmp_path / "state" / "metadata", fetcher, max_bytes)

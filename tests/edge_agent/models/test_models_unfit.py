@@ -8,6 +8,7 @@ from schemas.model import golden_input
 from tests.fakes import model_repository as fake
 from tests.fakes.bad_models import moody_model
 from tests.fakes.model_repository import frames, picture
+from tests.plant.present import present
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_a_rotten_model_on_disk_gives_way_to_the_one_before(core: "fake.Core", d
     device.settle()
     device.want(core.publish(fake.tiny_model(0.1)))
     store = device.updater.store
-    path = store.path(store.state.active)
+    path = store.path(present(store.state.active))
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
     assert fake.Device(core, tmp_path / "state").version == 1
 

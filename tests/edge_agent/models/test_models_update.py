@@ -11,8 +11,9 @@ import msgspec
 import pytest
 from tuf.api.metadata import Metadata
 
-from edge_agent.models.state import StoreState
+from edge_agent.models.state import Installed, StoreState
 from edge_agent.models.store import ModelStore
+from pipelines.rollout.keys import KeyPlan
 from pipelines.rollout.server import PieceAnswer
 from schemas.model import ModelSpec
 from tests.fakes import model_repository as fake
@@ -73,7 +74,7 @@ def test_all_root_keys_may_change(core: "fake.Core", device: "fake.Device") -> N
     for path in keys.glob("root-*.pem"):
         path.unlink()
     spare = keys / "spare"
-    type(core.keys)(spare).generate(fake.KeyPlan())
+    type(core.keys)(spare).generate(KeyPlan())
     for path in spare.glob("root-*.pem"):
         path.rename(keys / path.name)
     fresh = core.keys.signers("root")
@@ -121,7 +122,5 @@ def test_a_state_survives_its_own_encoding() -> None:
     assert msgspec.json.decode(msgspec.json.encode(state), type=StoreState) == state
 
 
-def fake_installed(spec: ModelSpec) -> object:
-    from edge_agent.models.state import Installed
-
+def fake_installed(spec: ModelSpec) -> Installed:
     return Installed(1, "0" * 64, spec)

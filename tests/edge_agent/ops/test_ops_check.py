@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from edge_agent.checking import check_file
-from edge_agent.cli import app
 from edge_agent.commands.exits import EXIT_CONFIG
+from edge_agent.commands.root import app
 from edge_agent.errors import ConfigError
 
 GOOD = """\
@@ -70,7 +70,7 @@ def check(folder: Path, text: str) -> list[tuple[int | None, str]]:
     return [(fault.line, fault.message) for fault in check_file(path).faults]
 
 
-def test_ten_faults_are_told_at_once_each_on_its_line(tmp_path):
+def test_ten_faults_are_told_at_once_each_on_its_line(tmp_path: Path) -> None:
     found = check(tmp_path, BAD)
     expected = [
         (None, "device is missing"), (1, "did you mean device"), (5, "broker.port"), (6, "add [broker.tls]"), (9, "max_bytes 5"),
@@ -81,7 +81,7 @@ def test_ten_faults_are_told_at_once_each_on_its_line(tmp_path):
     assert all(words in message for (_, message), (_, words) in zip(found, expected, strict=True))
 
 
-def test_what_is_right_tells_what_will_run(tmp_path):
+def test_what_is_right_tells_what_will_run(tmp_path: Path) -> None:
     path = tmp_path / "agent.toml"
     path.write_text(GOOD)
     done = CliRunner().invoke(app, ["check", "-c", str(path)])
@@ -89,7 +89,7 @@ def test_what_is_right_tells_what_will_run(tmp_path):
     assert "source replay -> vehicle_telemetry (contract" in done.output
 
 
-def test_what_is_right_and_not_all_there_says_so(tmp_path):
+def test_what_is_right_and_not_all_there_says_so(tmp_path: Path) -> None:
     path = tmp_path / "agent.toml"
     tls = '[broker.tls]\nca = "ca.pem"\ncert = "c.pem"\nkey = "k.pem"\n'
     path.write_text(GOOD[: GOOD.index("[[")] + tls)
@@ -99,7 +99,7 @@ def test_what_is_right_and_not_all_there_says_so(tmp_path):
     assert "not there yet" in found.report_lines[2]
 
 
-def test_faults_stand_as_compilers_write_them_and_as_json(tmp_path):
+def test_faults_stand_as_compilers_write_them_and_as_json(tmp_path: Path) -> None:
     path = tmp_path / "agent.toml"
     path.write_text(GOOD.replace("path =", "paht ="))
     done = CliRunner().invoke(app, ["check", "-c", str(path)])
@@ -127,14 +127,14 @@ def test_faults_stand_as_compilers_write_them_and_as_json(tmp_path):
         (GOOD.replace('"x.csv"', '"x.csv", max_line_bytes = 0'), 6, "max_line_bytes = 0 must be 1 or more"),
     ],
 )
-def test_each_kind_of_fault_is_found_on_its_line(tmp_path, broken, line, fragment):
+def test_each_kind_of_fault_is_found_on_its_line(tmp_path: Path, broken, line: int | None, fragment: str) -> None:
     found = check(tmp_path, broken)
     assert len(found) == 1, found
     assert fragment in found[0][1]
     assert found[0][0] == line
 
 
-def test_a_file_that_cannot_be_read_is_told_as_such(tmp_path):
+def test_a_file_that_cannot_be_read_is_told_as_such(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         check_file(tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes(b'\ndevice = "\xff"')
@@ -143,7 +143,9 @@ def test_a_file_that_cannot_be_read_is_told_as_such(tmp_path):
 
 
 @given(st.text(max_size=60), st.lists(st.integers(0, 30), max_size=3), st.lists(st.integers(0, 30), max_size=3))
-def test_no_damage_to_a_configuration_makes_the_check_itself_fail(tmp_path_factory, noise, cut, doubled):
+def test_no_damage_to_a_configuration_makes_the_check_itself_fail(
+    tmp_path_factory: pytest.TempPathFactory, noise, cut, doubled
+) -> None:
     lines = BAD.splitlines()
     for number in sorted(cut, reverse=True):
         del lines[number % len(lines)]

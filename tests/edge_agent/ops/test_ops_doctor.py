@@ -15,11 +15,11 @@ import pytest
 from typer.testing import CliRunner
 
 from catchment.runtime.clock import SystemClock
-from edge_agent.cli import app
 from edge_agent.commands.doctor import examine
 from edge_agent.commands.doctor.examine import examine_rules, filesystem_of
 from edge_agent.commands.doctor.findings import CheckResult, Diagnosis
 from edge_agent.commands.exits import EXIT_UNHEALTHY
+from edge_agent.commands.root import app
 from edge_agent.config import AgentConfig, PolicyConfig
 from edge_agent.health.file import Health, write_health
 from pipelines.contracts.json_rows import rows_from_json
@@ -255,7 +255,7 @@ def test_the_disk_is_looked_at_as_it_is(broker: RunningBroker, tmp_path: Path, m
     assert "read-only" in message_of(diagnose(config), "disk", CheckResult.FAILED)
 
 
-def test_a_file_system_in_memory_is_told():
+def test_a_file_system_in_memory_is_told() -> None:
     mounts = (
         "24 1 0:22 / / rw - ext4 /dev/root rw\n25 24 0:23 / /run rw,nosuid shared:1 - tmpfs tmpfs rw\n"
         "26 24 0:24 / /mnt/my\\040disk rw - xfs /dev/b rw\n27 24 0:25 / /runner rw - btrfs x rw\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from edge_agent.cli import app
+from edge_agent.commands.root import app
 from edge_agent.errors import ConfigError
 from edge_agent.identity import enrol as enrolling
 from edge_agent.identity.certificate import DerError, read_certificate, read_pem
@@ -30,7 +30,7 @@ def openssl(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize("smith", SMITHS, ids=("library", "command"))
-def test_the_key_is_the_devices_alone_and_the_request_names_the_device(tmp_path, smith):
+def test_the_key_is_the_devices_alone_and_the_request_names_the_device(tmp_path: Path, smith) -> None:
     key, request = tmp_path / "device.key", tmp_path / "device.csr"
     assert enrol(DEVICE, key, request, smith)
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
@@ -45,7 +45,7 @@ def test_the_key_is_the_devices_alone_and_the_request_names_the_device(tmp_path,
 
 @pytest.mark.parametrize("again", SMITHS, ids=("library", "command"))
 @pytest.mark.parametrize("first", SMITHS, ids=("library", "command"))
-def test_enrolled_again_it_keeps_its_key(tmp_path, first, again):
+def test_enrolled_again_it_keeps_its_key(tmp_path: Path, first, again) -> None:
     key, request = tmp_path / "device.key", tmp_path / "device.csr"
     enrol(DEVICE, key, request, first)
     before = key.read_bytes()
@@ -56,7 +56,7 @@ def test_enrolled_again_it_keeps_its_key(tmp_path, first, again):
 
 
 @pytest.mark.parametrize("smith", SMITHS, ids=("library", "command"))
-def test_a_file_that_is_no_key_is_never_overwritten(tmp_path, smith):
+def test_a_file_that_is_no_key_is_never_overwritten(tmp_path: Path, smith) -> None:
     key = tmp_path / "device.key"
     for body in (b"my notes", b"-----BEGIN PRIVATE KEY-----\nnonsense\n-----END PRIVATE KEY-----\n"):
         key.write_bytes(body)
@@ -67,7 +67,7 @@ def test_a_file_that_is_no_key_is_never_overwritten(tmp_path, smith):
     assert not (tmp_path / "device.csr").exists()
 
 
-def test_a_key_that_others_can_read_is_refused_with_the_remedy(tmp_path):
+def test_a_key_that_others_can_read_is_refused_with_the_remedy(tmp_path: Path) -> None:
     key = tmp_path / "device.key"
     enrol(DEVICE, key, tmp_path / "device.csr")
     key.chmod(0o640)
@@ -75,7 +75,7 @@ def test_a_key_that_others_can_read_is_refused_with_the_remedy(tmp_path):
         enrol(DEVICE, key, tmp_path / "device.csr")
 
 
-def test_without_library_and_command_it_says_what_is_missing(tmp_path, monkeypatch):
+def test_without_library_and_command_it_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "edge_agent.identity.enrol_cryptography", None)
     assert isinstance(enrolling.find_keysmith(), CommandKeysmith)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -84,7 +84,7 @@ def test_without_library_and_command_it_says_what_is_missing(tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_line_tells_where_things_are_and_what_comes_next(tmp_path):
+def test_the_command_line_tells_where_things_are_and_what_comes_next(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["enrol", "line-3", "--folder", str(tmp_path)])
     assert done.exit_code == 0
     assert str(tmp_path / "device.csr") in done.output
@@ -138,7 +138,7 @@ def test_the_name_in_a_certificate_is_read_without_a_library(site: Site, monkeyp
     assert 820 < (found.not_after - found.not_before).days < 830
 
 
-def test_files_that_are_no_certificate_are_told_apart_from_ones_that_are(tmp_path):
+def test_files_that_are_no_certificate_are_told_apart_from_ones_that_are(tmp_path: Path) -> None:
     path = tmp_path / "device.pem"
     key = tmp_path / "some.key"
     enrol(DEVICE, key, tmp_path / "some.csr")

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from edge_agent.capture.source_supervisor import source_labels
-from edge_agent.cli import app
+from edge_agent.commands.root import app
 from edge_agent.config import load_agent_config
 from edge_agent.errors import ConfigError
 from edge_agent.sources.options import is_same_path, resolve_paths
@@ -41,7 +42,7 @@ def load(folder: Path, text: str):
     return load_agent_config(folder / "agent.toml")
 
 
-def test_relative_paths_of_options_start_at_the_files_folder_and_the_position_stays_filed_as_before(tmp_path):
+def test_relative_paths_of_options_start_at_the_files_folder_and_the_position_stays_filed_as_before(tmp_path: Path) -> None:
     config = load(tmp_path, TWO)
     assert config.source[0].resolved["path"] == f"{tmp_path}/logs/a.jsonl"
     assert config.source[0].name == 'tail:network_flow:{"path":"logs/a.jsonl"}'
@@ -64,18 +65,18 @@ def test_relative_paths_of_options_start_at_the_files_folder_and_the_position_st
         ("of-a-plug-in", {"path": "x"}, {"path": "x"}),
     ],
 )  # fmt: skip
-def test_each_kinds_paths_are_resolved_and_nothing_else(kind, options, wanted):
+def test_each_kinds_paths_are_resolved_and_nothing_else(kind: str, options, wanted) -> None:
     assert resolve_paths(kind, options, Path("/etc/c")) == wanted
 
 
-def test_a_place_kept_under_a_relative_path_is_the_same_file():
+def test_a_place_kept_under_a_relative_path_is_the_same_file() -> None:
     assert is_same_path("a/x.csv", "/etc/c/a/x.csv")
     assert is_same_path("./x.csv", "/etc/c/x.csv")
     assert not is_same_path("/a/x.csv", "/b/x.csv")
     assert not is_same_path("ax.csv", "/etc/c/x.csv")
 
 
-def test_sources_that_share_kind_and_stream_are_told_apart(tmp_path):
+def test_sources_that_share_kind_and_stream_are_told_apart(tmp_path: Path) -> None:
     labels = list(source_labels(load(tmp_path, TWO).source).values())
     assert labels == ["tail:network_flow:logs/a.jsonl", "tail:network_flow:logs/b.jsonl", "replay:vehicle_telemetry:last-drive"]
     first = TWO[: TWO.index("[[source]]", TWO.index("a.jsonl"))]
@@ -84,7 +85,7 @@ def test_sources_that_share_kind_and_stream_are_told_apart(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["two words", "a:b", "", "x" * 65])
-def test_a_name_that_cannot_be_shown_plainly_or_is_given_twice_is_refused(tmp_path, name):
+def test_a_name_that_cannot_be_shown_plainly_or_is_given_twice_is_refused(tmp_path: Path, name) -> None:
     if name:
         with pytest.raises(ConfigError, match="name"):
             load(tmp_path, TWO.replace("last-drive", name))
@@ -92,7 +93,7 @@ def test_a_name_that_cannot_be_shown_plainly_or_is_given_twice_is_refused(tmp_pa
         load(tmp_path, TWO.replace('options = { path = "logs/a.jsonl" }', 'options = { path = "a" }\nname = "last-drive"'))
 
 
-def test_status_shows_each_of_two_sources_of_one_kind_and_stream(tmp_path):
+def test_status_shows_each_of_two_sources_of_one_kind_and_stream(tmp_path: Path) -> None:
     load(tmp_path, TWO)
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs/a.jsonl").write_text('{"ts":1,"uid":"a"}\nno json\n')
@@ -117,7 +118,7 @@ def test_status_shows_each_of_two_sources_of_one_kind_and_stream(tmp_path):
     assert "last-drive" in shown
 
 
-def _until(folder: Path, is_there) -> dict:
+def _until(folder: Path, is_there) -> dict[str, Any]:
     until = time.monotonic() + 60
     while time.monotonic() < until:
         try:

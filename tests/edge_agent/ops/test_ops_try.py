@@ -16,10 +16,11 @@ from paho.mqtt.enums import CallbackAPIVersion
 from typer.testing import CliRunner
 
 from catchment.runtime.clock import SystemClock
-from edge_agent.cli import app
 from edge_agent.commands.exits import EXIT_CONFIG, EXIT_RETRY, EXIT_UNHEALTHY
+from edge_agent.commands.root import app
 from edge_agent.sources.registry import build_source
 from schemas.contract import builtin_contract
+from tests.plant.broker import RunningBroker
 
 HEAD = 'device = "d1"\nstate_dir = "state"\n'
 
@@ -135,7 +136,7 @@ def test_hostile_text_reaches_no_terminal(tmp_path: Path) -> None:
 
 
 @pytest.mark.broker
-def test_messages_are_seen_and_the_agent_still_gets_every_one(broker, tmp_path: Path) -> None:
+def test_messages_are_seen_and_the_agent_still_gets_every_one(broker: RunningBroker, tmp_path: Path) -> None:
     contract, options = builtin_contract("vehicle_telemetry"), {"port": broker.port, "topics": ["sensors/#"]}
     agent = build_source("mqtt-local", options, contract, SystemClock(), None)
     assert agent.read(10) is None

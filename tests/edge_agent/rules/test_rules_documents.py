@@ -54,7 +54,7 @@ class Device:
 
 
 @pytest.fixture(autouse=True)
-def _in_this_process(monkeypatch):
+def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The signature checks without their process: it is tried elsewhere."""
     from edge_agent.rules import trust
 
@@ -77,7 +77,9 @@ def message(director: FakeDirector, made: EdgePolicy, expires_ms: int | None = N
     return signed_message(made, DocumentSigner([director.key]), expires_ms)
 
 
-def test_rules_in_a_signed_document_are_in_force_and_outlive_a_restart_and_their_expiry(director, tmp_path):
+def test_rules_in_a_signed_document_are_in_force_and_outlive_a_restart_and_their_expiry(
+    director: FakeDirector, tmp_path: Path
+) -> None:
     device = Device(tmp_path, director.public_key)
     assert device.take(director.sign(document(3, expires_ms=NOW_MS + DAY_MS)))
     assert device.store.current() == EdgePolicy(3, NOW_MS, {STREAM: (RULE,)})
@@ -98,20 +100,22 @@ def test_rules_in_a_signed_document_are_in_force_and_outlive_a_restart_and_their
         (Addressees(cohorts=("south",)), False),
     ],
 )
-def test_rules_for_other_devices_or_cohorts_are_refused(director, tmp_path, to, is_ours):
+def test_rules_for_other_devices_or_cohorts_are_refused(director: FakeDirector, tmp_path: Path, to, is_ours: bool) -> None:
     device = Device(tmp_path, director.public_key)
     assert device.take(director.sign(document(3, to=to)))
     assert device.version == (3 if is_ours else 0)
 
 
-def test_a_desired_state_is_no_policy_and_an_unsigned_one_is_none_either(director, tmp_path):
+def test_a_desired_state_is_no_policy_and_an_unsigned_one_is_none_either(director: FakeDirector, tmp_path: Path) -> None:
     device = Device(tmp_path, director.public_key)
     for body in (director.order(3), director.sign_text("{}", "edge-policy"), b'{"document":"{}"}', b'{"document":null}'):
         assert device.take(body)
     assert device.store.report().refused == 4
 
 
-def test_the_message_of_this_core_is_read_by_the_agent_of_the_release_before_and_by_this_one(director, tmp_path):
+def test_the_message_of_this_core_is_read_by_the_agent_of_the_release_before_and_by_this_one(
+    director: FakeDirector, tmp_path: Path
+) -> None:
     body = message(director, policy(3))
     signed = decode_signed_edge_policy(body)  # all that the release before looks at
     assert decode_edge_policy(signed.policy) == policy(3)
@@ -122,7 +126,7 @@ def test_the_message_of_this_core_is_read_by_the_agent_of_the_release_before_and
         assert device.version == 3
 
 
-def test_rules_too_large_for_both_forms_travel_as_a_document_alone(director, tmp_path):
+def test_rules_too_large_for_both_forms_travel_as_a_document_alone(director: FakeDirector, tmp_path: Path) -> None:
     large = EdgeRule("large", '"speed_mps" < ? -- ' + "x" * 15_000, EdgeAction.KEEP, (1.0,))
     made = EdgePolicy(3, 0, {STREAM: tuple(msgspec.structs.replace(large, id=f"r{n}") for n in range(50))})
     body = message(director, made)
@@ -133,7 +137,7 @@ def test_rules_too_large_for_both_forms_travel_as_a_document_alone(director, tmp
     assert device.version == 3
 
 
-def test_a_core_of_the_release_before_is_followed_only_by_who_trusts_its_policy_key(tmp_path):
+def test_a_core_of_the_release_before_is_followed_only_by_who_trusts_its_policy_key(tmp_path: Path) -> None:
     signer = PolicySigner()
     believes = Device(tmp_path / "a", older=(signer.public_key,))
     assert believes.take(signer.sign(policy(3)))
@@ -144,7 +148,7 @@ def test_a_core_of_the_release_before_is_followed_only_by_who_trusts_its_policy_
     assert "only a key in [policy]" in director_alone.reason
 
 
-def test_both_forms_count_in_one_counter(director, tmp_path):
+def test_both_forms_count_in_one_counter(director: FakeDirector, tmp_path: Path) -> None:
     signer = PolicySigner()
     device = Device(tmp_path, director.public_key, older=(signer.public_key,))
     assert device.take(signer.sign(policy(3)))
@@ -156,7 +160,7 @@ def test_both_forms_count_in_one_counter(director, tmp_path):
     assert "version 4 is not newer than version 5" in device.reason
 
 
-def test_the_same_rules_in_the_other_form_are_no_replay(director, tmp_path):
+def test_the_same_rules_in_the_other_form_are_no_replay(director: FakeDirector, tmp_path: Path) -> None:
     device = Device(tmp_path, older=(director.public_key,))
     older = message(director, policy(3))
     plain = msgspec.json.decode(older)
@@ -170,7 +174,7 @@ def test_the_same_rules_in_the_other_form_are_no_replay(director, tmp_path):
     assert device.store.current() == policy(3)
 
 
-def test_the_state_of_the_release_before_is_taken_over(tmp_path):
+def test_the_state_of_the_release_before_is_taken_over(tmp_path: Path) -> None:
     signer = PolicySigner()
     (tmp_path / FILE_NAME).write_bytes(signer.sign(policy(7)))
     write_seen(tmp_path, signer.public_key, 8)  # it was killed between note and file
@@ -183,13 +187,13 @@ def test_the_state_of_the_release_before_is_taken_over(tmp_path):
     assert device.version == 8
 
 
-def test_the_release_before_finds_the_newest_version_where_it_looks(director, tmp_path):
+def test_the_release_before_finds_the_newest_version_where_it_looks(director: FakeDirector, tmp_path: Path) -> None:
     device = Device(tmp_path, older=(director.public_key,))
     assert device.take(message(director, policy(9)))
     assert read_seen(tmp_path, director.public_key) == 9
 
 
-def test_a_key_file_that_cannot_be_read_costs_no_rules_that_are_kept(director, tmp_path):
+def test_a_key_file_that_cannot_be_read_costs_no_rules_that_are_kept(director: FakeDirector, tmp_path: Path) -> None:
     assert Device(tmp_path, director.public_key).take(director.sign(document(3)))
     without = Device(tmp_path)
     assert not without.take(director.sign(document(4)))
@@ -198,7 +202,7 @@ def test_a_key_file_that_cannot_be_read_costs_no_rules_that_are_kept(director, t
     assert Device(tmp_path, director.public_key).version == 3
 
 
-def test_rules_that_wait_for_their_time_are_applied_when_it_has_come(director, tmp_path):
+def test_rules_that_wait_for_their_time_are_applied_when_it_has_come(director: FakeDirector, tmp_path: Path) -> None:
     device = Device(tmp_path, director.public_key)
     body = director.sign(document(3, not_before_ms=NOW_MS + DAY_MS))
     assert not device.take(body)

@@ -1,5 +1,7 @@
 """Only a policy that the trusted key signed, for this device and newer than its own, is applied; it outlives restarts."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -59,7 +61,7 @@ def decides(store: PolicyStore, body: bytes) -> bool:
     return store.take_pending()
 
 
-def test_a_signed_policy_is_in_force_and_still_is_after_a_start_without_a_network(signer, tmp_path):
+def test_a_signed_policy_is_in_force_and_still_is_after_a_start_without_a_network(signer: PolicySigner, tmp_path: Path) -> None:
     store = open_store(signer, tmp_path)
     assert store.current() is None
     hand_in(store, signer.sign(policy(3)))
@@ -70,7 +72,7 @@ def test_a_signed_policy_is_in_force_and_still_is_after_a_start_without_a_networ
     assert again.report().version == 3
 
 
-def test_older_and_equal_versions_forged_ones_and_others_are_refused_and_counted(signer, tmp_path):
+def test_older_and_equal_versions_forged_ones_and_others_are_refused_and_counted(signer: PolicySigner, tmp_path: Path) -> None:
     store = open_store(signer, tmp_path)
     hand_in(store, signer.sign(policy(3)))
     for number, (body, fragment) in enumerate(
@@ -91,7 +93,7 @@ def test_older_and_equal_versions_forged_ones_and_others_are_refused_and_counted
     assert open_store(signer, tmp_path).current() == policy(3)
 
 
-def test_a_changed_byte_of_the_signed_text_is_noticed(signer, tmp_path):
+def test_a_changed_byte_of_the_signed_text_is_noticed(signer: PolicySigner, tmp_path: Path) -> None:
     signed = decode_signed_edge_policy(signer.sign(policy(1)))
     forged = msgspec.json.encode(SignedEdgePolicy(signed.policy.replace("1.0", "9.0"), signed.signature))
     store = open_store(signer, tmp_path)
@@ -100,7 +102,7 @@ def test_a_changed_byte_of_the_signed_text_is_noticed(signer, tmp_path):
     assert store.report().refused == 1
 
 
-def test_what_the_core_signs_is_what_a_device_believes(tmp_path):
+def test_what_the_core_signs_is_what_a_device_believes(tmp_path: Path) -> None:
     from pipelines.director import DocumentSigner, parse_key, write_key
     from pipelines.policy.edge import signed_message
 
@@ -112,23 +114,25 @@ def test_what_the_core_signs_is_what_a_device_believes(tmp_path):
     assert store.report().refused == 0
 
 
-def test_the_same_message_again_costs_no_second_look(signer, tmp_path, monkeypatch):
+def test_the_same_message_again_costs_no_second_look(
+    signer: PolicySigner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = open_store(signer, tmp_path)
     good, bad = signer.sign(policy(1)), PolicySigner().sign(policy(2))
     hand_in(store, good, bad)
-    monkeypatch.setattr(signature.subprocess, "run", lambda *_, **__: pytest.fail("looked again"))
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("looked again"))
     hand_in(store, good, bad, b"")
     assert store.report().refused == 1
     assert store.current() == policy(1)
 
 
-def test_rules_are_taken_away_by_a_signed_policy_without_any(signer, tmp_path):
+def test_rules_are_taken_away_by_a_signed_policy_without_any(signer: PolicySigner, tmp_path: Path) -> None:
     store = open_store(signer, tmp_path)
     hand_in(store, signer.sign(policy(1)), signer.sign(EdgePolicy(2, 0, {})))
     assert store.current() == EdgePolicy(2, 0, {})
 
 
-def test_a_kept_policy_that_is_no_longer_what_was_signed_is_set_aside(signer, tmp_path):
+def test_a_kept_policy_that_is_no_longer_what_was_signed_is_set_aside(signer: PolicySigner, tmp_path: Path) -> None:
     hand_in(open_store(signer, tmp_path), signer.sign(policy(1)))
     path = tmp_path / FILE_NAME
     path.write_bytes(path.read_bytes().replace(b"1.0", b"9.0"))
@@ -140,7 +144,7 @@ def test_a_kept_policy_that_is_no_longer_what_was_signed_is_set_aside(signer, tm
 
 
 @pytest.mark.parametrize("rot", [b"\0" * 500, None], ids=["zeros", "gone"])
-def test_a_policy_that_rots_on_disk_makes_no_older_one_believed(signer, tmp_path, rot):
+def test_a_policy_that_rots_on_disk_makes_no_older_one_believed(signer: PolicySigner, tmp_path: Path, rot) -> None:
     store = open_store(signer, tmp_path)
     hand_in(store, signer.sign(policy(2)), signer.sign(policy(3)))
     if rot is None:
@@ -159,7 +163,7 @@ def test_a_policy_that_rots_on_disk_makes_no_older_one_believed(signer, tmp_path
 
 
 @pytest.mark.parametrize("at", [0, 70])
-def test_a_note_of_the_version_that_rots_refuses_nothing_new(signer, tmp_path, at):
+def test_a_note_of_the_version_that_rots_refuses_nothing_new(signer: PolicySigner, tmp_path: Path, at: int) -> None:
     hand_in(open_store(signer, tmp_path), signer.sign(policy(3)))
     note = tmp_path / SEEN_NAME
     damaged = bytearray(note.read_bytes())
@@ -172,7 +176,9 @@ def test_a_note_of_the_version_that_rots_refuses_nothing_new(signer, tmp_path, a
     assert store.current() == policy(3)
 
 
-def test_a_kill_between_note_and_policy_keeps_the_rules_until_the_new_ones_come_again(signer, tmp_path, monkeypatch):
+def test_a_kill_between_note_and_policy_keeps_the_rules_until_the_new_ones_come_again(
+    signer: PolicySigner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = open_store(signer, tmp_path)
     hand_in(store, signer.sign(policy(3)))
     with monkeypatch.context() as patch:
@@ -184,7 +190,7 @@ def test_a_kill_between_note_and_policy_keeps_the_rules_until_the_new_ones_come_
     assert store.current() == policy(4)
 
 
-def test_another_trusted_key_begins_its_versions_anew(signer, tmp_path):
+def test_another_trusted_key_begins_its_versions_anew(signer: PolicySigner, tmp_path: Path) -> None:
     hand_in(open_store(signer, tmp_path), signer.sign(policy(9)))
     other = PolicySigner()
     store = open_store(other, tmp_path)
@@ -192,13 +198,13 @@ def test_another_trusted_key_begins_its_versions_anew(signer, tmp_path):
     assert store.current() == policy(1)
 
 
-def _refuse():
+def _refuse() -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_a_check_that_cannot_be_made_is_made_later(signer, tmp_path, monkeypatch):
+def test_a_check_that_cannot_be_made_is_made_later(signer: PolicySigner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hand_in(open_store(signer, tmp_path), signer.sign(policy(1)))
-    monkeypatch.setattr(signature.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
     store = open_store(signer, tmp_path)
     assert store.current() is None
     assert store.report().refused == 0
@@ -212,7 +218,9 @@ def test_a_check_that_cannot_be_made_is_made_later(signer, tmp_path, monkeypatch
     assert store.current() == policy(1)
 
 
-def test_a_disk_that_refuses_keeps_the_old_rules_until_it_does_not(signer, tmp_path, monkeypatch):
+def test_a_disk_that_refuses_keeps_the_old_rules_until_it_does_not(
+    signer: PolicySigner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = open_store(signer, tmp_path)
     hand_in(store, signer.sign(policy(1)))
 
@@ -221,7 +229,9 @@ def test_a_disk_that_refuses_keeps_the_old_rules_until_it_does_not(signer, tmp_p
     assert store.current() == policy(1)
 
 
-def test_the_signature_is_checked_alike_with_and_without_cryptography(signer, monkeypatch):
+def test_the_signature_is_checked_alike_with_and_without_cryptography(
+    signer: PolicySigner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from securesystemslib.signer import _key
 
     signed = decode_signed_edge_policy(signer.sign(policy(1)))
@@ -234,13 +244,13 @@ def test_the_signature_is_checked_alike_with_and_without_cryptography(signer, mo
         assert not is_signed(PolicySigner().public_key, signed.signature, text)
 
 
-def test_a_checker_that_dies_is_no_verdict(signer, monkeypatch):
+def test_a_checker_that_dies_is_no_verdict(signer: PolicySigner, monkeypatch: pytest.MonkeyPatch) -> None:
     signed = decode_signed_edge_policy(signer.sign(policy(1)))
     text, pairs = signing_bytes(signed.policy), [(signer.public_key, signed.signature)]
     with pytest.raises(UntrustedDocumentError):
         signature.check_signatures(text, [(PolicySigner().public_key, signed.signature)])
     with monkeypatch.context() as patch:
-        patch.setattr(signature.sys, "executable", "/bin/false")
+        patch.setattr(sys, "executable", "/bin/false")
         with pytest.raises(DocumentLaterError, match="could not be checked"):
             signature.check_signatures(text, pairs)
     monkeypatch.setattr(signature, "_CHECK_WITHIN_S", 0.0)
@@ -248,7 +258,7 @@ def test_a_checker_that_dies_is_no_verdict(signer, monkeypatch):
         signature.check_signatures(text, pairs)
 
 
-def test_without_a_key_nothing_is_believed(tmp_path):
+def test_without_a_key_nothing_is_believed(tmp_path: Path) -> None:
     rules = NoPolicy()
     rules.on_message(b"anything")
     assert (rules.current(), rules.report(), list(tmp_path.iterdir())) == (None, None, [])

@@ -20,6 +20,7 @@ from schemas.topics import Topics
 from tests.fakes.fake_core import FakeCore
 from tests.fakes.policy_signer import PolicySigner, rule
 from tests.plant.broker import RunningBroker
+from tests.plant.present import present
 
 STREAM = StreamName("vehicle_telemetry")
 DEVICE = DeviceId("car-1")
@@ -114,14 +115,14 @@ def test_a_refused_policy_is_reported_to_the_core(broker: RunningBroker, tmp_pat
     config = write_config(tmp_path, broker.port, signer.public_key, source="")
     with FakeCore(broker.host, broker.port) as core, subprocess.Popen(agent(config), stderr=subprocess.DEVNULL) as process:
         publish_policy(broker, signer.sign(EdgePolicy(2, 0, {STREAM: RULES})))
-        wait_for(lambda: core.reports and core.reports[-1].policy is not None and core.reports[-1].policy.version == 2)
+        wait_for(lambda: core.reports and core.reports[-1].policy is not None and present(core.reports[-1].policy).version == 2)
         publish_policy(broker, PolicySigner().sign(EdgePolicy(3, 0, {})))
-        wait_for(lambda: core.reports[-1].policy.refused == 1)
-        assert "trusted key" in core.reports[-1].policy.reason
+        wait_for(lambda: present(core.reports[-1].policy).refused == 1)
+        assert "trusted key" in present(core.reports[-1].policy).reason
         publish_policy(broker, b"")
         publish_policy(broker, signer.sign(EdgePolicy(1, 0, {})))
-        wait_for(lambda: core.reports[-1].policy.refused == 2)
-        assert core.reports[-1].policy.version == 2
+        wait_for(lambda: present(core.reports[-1].policy).refused == 2)
+        assert present(core.reports[-1].policy).version == 2
         process.terminate()
     assert json.loads(cli("status", "-c", str(config), "--json"))["health"]["policy"]["refused"] == 2
 

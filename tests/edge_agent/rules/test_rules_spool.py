@@ -1,5 +1,7 @@
 """What rules leave out stands in the books with its reason; what they value is given up last."""
 
+from pathlib import Path
+
 import pytest
 
 from catchment.runtime.clock import SystemClock
@@ -30,9 +32,12 @@ class Book:
     def suspend(self, stream: str, rule: str, reason: str) -> None:
         pytest.fail(f"{stream}/{rule}: {reason}")
 
+    def uninspected(self, stream: str, inspector: str, samples: int, reason: str) -> None:
+        pytest.fail(f"{stream}, {inspector}, {samples} samples: {reason}")
+
 
 @pytest.fixture
-def spool(tmp_path):
+def spool(tmp_path: Path):
     opened = Spool(tmp_path / "spool", max_bytes=8 * MIB, linger_ms=0, clock=SystemClock())
     yield opened
     opened.close()
@@ -42,7 +47,7 @@ def envelope(letter: bytes, priority: int | None = None) -> NewEnvelope:
     return NewEnvelope(10, letter * 100_000, "1.0.0", priority=priority)
 
 
-def test_left_out_samples_are_captured_and_dropped_with_their_reason_and_take_no_seq(spool):
+def test_left_out_samples_are_captured_and_dropped_with_their_reason_and_take_no_seq(spool) -> None:
     append = Append(STREAM, (envelope(b"a"),), position=b"1", source="s", left_out=(("rule:a", 5), ("rule:b", 1)))
     span = spool.append(append).result()
     spool.note(Passed(STREAM, "s", b"2", (("rule:a", 4),)))
@@ -54,7 +59,7 @@ def test_left_out_samples_are_captured_and_dropped_with_their_reason_and_take_no
     assert [(epoch.next_seq, epoch.dropped) for epoch in spool.epochs()] == [(10, ())]
 
 
-def test_books_of_left_out_samples_outlive_a_restart(spool, tmp_path):
+def test_books_of_left_out_samples_outlive_a_restart(spool, tmp_path: Path) -> None:
     spool.note(Passed(STREAM, "s", None, (("rule:a", 4),)))
     spool.close()
     again = Spool(tmp_path / "spool", max_bytes=8 * MIB, linger_ms=0, clock=SystemClock())
@@ -63,7 +68,7 @@ def test_books_of_left_out_samples_outlive_a_restart(spool, tmp_path):
     assert (books.captured, books.dropped, books.is_balanced) == (4, {"rule:a": 4}, True)
 
 
-def test_within_a_batch_the_less_valuable_envelope_goes_first(spool):
+def test_within_a_batch_the_less_valuable_envelope_goes_first(spool) -> None:
     for _ in range(60):
         spool.append(Append(STREAM, (envelope(b"c", 10), envelope(b"d", 900)), priority=900)).result()
     kept = [found.body[:1] for found in spool.next_unsent(8 * MIB)]
@@ -72,7 +77,7 @@ def test_within_a_batch_the_less_valuable_envelope_goes_first(spool):
     assert all(books.is_balanced for books in spool.books())
 
 
-def test_a_spool_that_fills_wakes_the_rules_of_pressure_and_one_that_drains_lets_them_sleep(spool):
+def test_a_spool_that_fills_wakes_the_rules_of_pressure_and_one_that_drains_lets_them_sleep(spool) -> None:
     contract = builtin_contract(STREAM)
     book = Book(rule("thin", STREAM, "speed_mps >= 0", EdgeAction.DROP, pressure=0.5))
     rule_filter = RuleFilter(book, contract, "car-1", 100, lambda: spool.used_bytes() / soft_limit_bytes(8 * MIB))

@@ -72,7 +72,9 @@ def test_nothing_acknowledged_is_lost_and_no_seq_is_used_twice_over_sigkills(tmp
         lines = (first + writer.stdout.read()).splitlines(keepends=True)
         writer.wait()
         writer.stdout.close()
-        acknowledged += [tuple(map(int, line.split())) for line in lines if line.endswith(b"\n") and len(line.split()) == 2]
+        acknowledged += [
+            (int(line.split()[0]), int(line.split()[1])) for line in lines if line.endswith(b"\n") and len(line.split()) == 2
+        ]
     assert len(set(acknowledged)) == len(acknowledged)
     spool = open_spool(tmp_path / "s")
     stored = [(epoch, seq) for epoch, seq, _ in drain(spool)]

@@ -14,7 +14,6 @@ import pytest
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import SpoolError
 from edge_agent.spool import database, opening, payload_files
-from edge_agent.spool import spool as spool_module
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from schemas.ids import StreamName
@@ -153,8 +152,8 @@ def steps_to_first_send(folder: Path, backlog: int, monkeypatch: pytest.MonkeyPa
         return opened
 
     with monkeypatch.context() as patched:
-        patched.setattr(spool_module.database, "connect_writer", counted(database.connect_writer))
-        patched.setattr(spool_module.database, "connect_reader", counted(database.connect_reader))
+        patched.setattr(database, "connect_writer", counted(database.connect_writer))
+        patched.setattr(database, "connect_reader", counted(database.connect_reader))
         spool = open_spool(folder)
         assert len(spool.next_unsent(1)) == 1
     spool.close()

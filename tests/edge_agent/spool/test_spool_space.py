@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ def envelope(size: int) -> NewEnvelope:
     return NewEnvelope(1, os.urandom(size), "1.0.0")
 
 
-def drain(spool: Spool) -> list[tuple[str, int, bytes]]:
+def drain(spool: Spool) -> list[tuple[StreamName, int, bytes]]:
     found = []
     while batch := spool.next_unsent(MIB):
         found += [(e.stream, e.span.first_seq, e.body) for e in batch]
@@ -188,7 +189,7 @@ def test_what_is_never_given_up_makes_room_for_itself_whatever_the_others_are_wo
 def test_what_waits_for_room_when_the_spool_closes_is_told_so_and_not_captured(tmp_path: Path) -> None:
     spool = open_spool(tmp_path / "s")
     appends = [Append(ALPHA, (envelope(200_000),), source="s", position=b"%d" % n, waits_for_room=True) for n in range(30)]
-    futures = []
+    futures: list[Any] = []
 
     def capture() -> None:
         try:

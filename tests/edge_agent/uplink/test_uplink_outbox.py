@@ -181,7 +181,9 @@ def test_a_large_payload_that_is_worth_little_waits_on_a_metered_link(bench: Cal
     assert [message.topic.split("/")[1] for message in one.turn()] == ["parts"]
 
 
-def test_a_device_over_its_share_pauses_then_sends_again_what_was_not_landed_at_the_rate_it_was_given(bench):
+def test_a_device_over_its_share_pauses_then_sends_again_what_was_not_landed_at_the_rate_it_was_given(
+    bench: Callable[..., Bench],
+) -> None:
     one = bench()
     one.put(10, 10_000)
     assert len(one.turn()) == 10
@@ -197,7 +199,7 @@ def test_a_device_over_its_share_pauses_then_sends_again_what_was_not_landed_at_
     assert one.session.paced == 0
 
 
-def test_a_notice_without_a_wait_stops_nothing(bench):
+def test_a_notice_without_a_wait_stops_nothing(bench: Callable[..., Bench]) -> None:
     one = bench()
     one.outbox.over_share(ShareNotice("streams", "more than 3 streams"))
     one.put(3, 100)
@@ -205,7 +207,7 @@ def test_a_notice_without_a_wait_stops_nothing(bench):
     assert one.progress.share_notices == 1
 
 
-def test_parts_that_are_not_taken_for_want_of_room_wait_and_are_never_parked(bench):
+def test_parts_that_are_not_taken_for_want_of_room_wait_and_are_never_parked(bench: Callable[..., Bench]) -> None:
     one = bench(part_bytes=100_000)
     digest = one.put_large(250_000)
     one.turn()

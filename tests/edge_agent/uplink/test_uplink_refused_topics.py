@@ -34,7 +34,7 @@ def device(front: RefusingFront, tmp_path: Path) -> Iterator[Device]:
     one.close()
 
 
-def test_a_refused_subscription_is_shown_until_it_is_granted(front, tmp_path):
+def test_a_refused_subscription_is_shown_until_it_is_granted(front: RefusingFront, tmp_path: Path) -> None:
     front.subscriptions = {"catchment/down/": 0x87}
     device = Device(tmp_path, front)
     try:
@@ -48,7 +48,9 @@ def test_a_refused_subscription_is_shown_until_it_is_granted(front, tmp_path):
         device.close()
 
 
-def test_a_refused_report_is_sent_again_until_the_broker_takes_it(broker, front, tmp_path):
+def test_a_refused_report_is_sent_again_until_the_broker_takes_it(
+    broker: RunningBroker, front: RefusingFront, tmp_path: Path
+) -> None:
     front.publishes = {"catchment/reported/": 0x97}
     with FakeCore(broker.host, broker.port) as core:
         device = Device(tmp_path, front)
@@ -63,14 +65,14 @@ def test_a_refused_report_is_sent_again_until_the_broker_takes_it(broker, front,
             device.close()
 
 
-def test_a_refused_request_for_a_model_is_noticed(front, device):
+def test_a_refused_request_for_a_model_is_noticed(front: RefusingFront, device: Device) -> None:
     front.publishes = {"catchment/models/get/": 0x87}
     eventually(lambda: device.forwarder.progress.is_connected)
     device.forwarder.request_model_piece(ModelRequest(correlation=b"q", body=b"{}"))
     eventually(lambda: device.forwarder.progress.refused_topics == {"catchment/models/get/dev-a": 0x87})
 
 
-def test_the_doctor_names_the_subscription_that_is_refused(broker, front, tmp_path):
+def test_the_doctor_names_the_subscription_that_is_refused(broker: RunningBroker, front: RefusingFront, tmp_path: Path) -> None:
     front.subscriptions = {"catchment/down/": 0x87}
     config = AgentConfig(state_dir=tmp_path, device="dev-a", broker=BrokerConfig(port=front.port))
     found = [finding for finding in examine_rights(config, SystemClock()) if DOWN in finding.message]
@@ -88,7 +90,7 @@ def stats(**changes: Any) -> AgentStats:
     )  # fmt: skip
 
 
-def test_an_agent_that_may_not_hear_receipts_is_not_ready_and_its_metrics_say_why():
+def test_an_agent_that_may_not_hear_receipts_is_not_ready_and_its_metrics_say_why() -> None:
     found = stats(refused_topics=((DOWN, 0x87),), refused_count=3)
     assert DOWN in check_ready(found, 30, 300).message
     assert not check_ready(found, 30, 300).is_good
@@ -98,7 +100,7 @@ def test_an_agent_that_may_not_hear_receipts_is_not_ready_and_its_metrics_say_wh
     assert "catchment_agent_refused_control_total 3" in page
 
 
-def test_an_answer_is_told_once_until_it_changes(capsys):
+def test_an_answer_is_told_once_until_it_changes(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress()
     assert [progress.note_answer("t", code) for code in (0x87, 0x87, 0, 0x97)] == [True, True, False, True]
     assert progress.refused_topics == {"t": 0x97}

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
@@ -17,6 +18,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from pipelines.bridge.segment import read_segment
+from tests.plant.broker import RunningBroker
 
 DEADLINE_S = 30.0
 
@@ -68,13 +70,13 @@ class Device:
         properties = [("offset", str(offset)), ("total", str(total or len(content)))]
         self.send(f"catchment/parts/{self.name}/{name}", content[offset : offset + length], properties)
 
-    def states(self) -> list[dict]:
+    def states(self) -> list[dict[str, Any]]:
         return [json.loads(body) for topic, body in self.heard if topic.endswith("/objects")]
 
     def wait_until(self, is_true: Callable[[], bool]) -> None:
         wait_until(is_true)
 
-    def wait_for_state(self, is_it: Callable[[dict], bool]) -> None:
+    def wait_for_state(self, is_it: Callable[[dict[str, Any]], bool]) -> None:
         wait_until(lambda: any(is_it(state) for state in self.states()))
 
     def close(self) -> None:
@@ -143,14 +145,14 @@ class BridgeProcess:
         device.send("catchment/up/dev-a/mark", json.dumps(mark).encode())
         wait_until(lambda: any(row["payload"] == json.dumps(mark).encode() for row in self.rows()))
 
-    def rows(self) -> list[dict]:
+    def rows(self) -> list[dict[str, Any]]:
         return [
             row for path in sorted(self.landing.glob("*.arrows")) for batch in read_segment(path) for row in batch.to_pylist()
         ]
 
 
 @pytest.fixture
-def make_bridge(broker, tmp_path) -> Iterator[Callable[..., BridgeProcess]]:
+def make_bridge(broker: RunningBroker, tmp_path: Path) -> Iterator[Callable[..., BridgeProcess]]:
     made: list[BridgeProcess] = []
 
     def make(**more) -> BridgeProcess:
@@ -164,12 +166,12 @@ def make_bridge(broker, tmp_path) -> Iterator[Callable[..., BridgeProcess]]:
 
 
 @pytest.fixture
-def bridge(make_bridge) -> BridgeProcess:
+def bridge(make_bridge: Callable[..., BridgeProcess]) -> BridgeProcess:
     return make_bridge()
 
 
 @pytest.fixture
-def device(broker) -> Iterator[Device]:
+def device(broker: RunningBroker) -> Iterator[Device]:
     one = Device(broker.host, broker.port)
     yield one
     one.close()

@@ -6,8 +6,9 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
@@ -21,12 +22,14 @@ from pipelines.status.health import Kind, assess
 from pipelines.status.server import exposition
 from pipelines.status.survey import survey
 from tests.pipelines.bridge.conftest import BridgeProcess, Device, wait_until
+from tests.plant.broker import RunningBroker
+from tests.plant.present import present
 
 SHARES = "[shares]\nbytes_per_s = 200000\nburst_bytes = 500000\n"
 
 
 @pytest.fixture
-def flooder(broker):
+def flooder(broker: RunningBroker):
     one = Device(broker.host, broker.port, "flood")
     yield one
     one.close()
@@ -36,12 +39,14 @@ def span(first: int) -> list[tuple[str, str]]:
     return [("epoch", "7"), ("firstseq", str(first)), ("samplecount", "1")]
 
 
-def notices(device: Device) -> list[dict]:
+def notices(device: Device) -> list[dict[str, Any]]:
     return [json.loads(body) for topic, body in device.heard if topic.endswith("/share")]
 
 
 @pytest.mark.slow
-def test_a_flood_waits_on_its_device_and_every_message_of_another_is_landed(make_bridge, device, flooder):
+def test_a_flood_waits_on_its_device_and_every_message_of_another_is_landed(
+    make_bridge: Callable[..., BridgeProcess], device: Device, flooder
+) -> None:
     bridge = make_bridge(more=f"seal_ms = 50\nreceive_maximum = 20\n{SHARES}")
     bridge.start_connected()
     flood = [flooder.publish("catchment/up/flood/telemetry", os.urandom(20_000), span(number)) for number in range(400)]
@@ -88,14 +93,16 @@ def test_a_flood_waits_on_its_device_and_every_message_of_another_is_landed(make
 def last_count(bridge: BridgeProcess, name: str) -> int:
     """A counter of the bridge as it ended."""
     line = [line for line in bridge.log().splitlines() if "bridge_counters" in line][-1]
-    return int(re.search(rf"\b{name}=(\d+)", line)[1])
+    return int(present(re.search(rf"\b{name}=(\d+)", line))[1])
 
 
 def again(bridge, seq: int) -> bool:
     return any(row["device"] == "flood" and row["first_seq"] == seq for row in bridge.rows())
 
 
-def test_a_flood_of_parts_and_queries_delays_no_other_object(make_bridge, device, flooder):
+def test_a_flood_of_parts_and_queries_delays_no_other_object(
+    make_bridge: Callable[..., BridgeProcess], device: Device, flooder
+) -> None:
     bridge = make_bridge(more=f"seal_ms = 50\n{SHARES}")
     bridge.start_connected()
     total_bytes = min(64 * 1024**3, shutil.disk_usage(bridge.lake).free // 2)  # what no disk has room for is refused at once
@@ -110,7 +117,9 @@ def test_a_flood_of_parts_and_queries_delays_no_other_object(make_bridge, device
     assert len(list(unfinished.iterdir())) <= 2 * 256
 
 
-def test_messages_with_large_properties_and_tiny_bodies_count_by_their_whole_size(make_bridge, device, flooder):
+def test_messages_with_large_properties_and_tiny_bodies_count_by_their_whole_size(
+    make_bridge: Callable[..., BridgeProcess], device: Device, flooder
+) -> None:
     bridge = make_bridge(more=f"seal_ms = 50\n{SHARES}")
     bridge.start_connected()
     words = [("x" * 60_000, "y" * 60_000)]
@@ -137,7 +146,9 @@ def retained(broker, topic_filter: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_what_a_device_has_the_broker_keep_is_taken_back_but_for_its_report(broker, make_bridge, device, flooder):
+def test_what_a_device_has_the_broker_keep_is_taken_back_but_for_its_report(
+    broker: RunningBroker, make_bridge: Callable[..., BridgeProcess], device: Device, flooder
+) -> None:
     bridge = make_bridge(more=f"seal_ms = 50\n{SHARES}")
     bridge.start_connected()
     client = flooder.client
@@ -163,7 +174,9 @@ def test_what_a_device_has_the_broker_keep_is_taken_back_but_for_its_report(brok
 
 
 @pytest.mark.slow
-def test_two_bridges_that_both_own_a_device_do_not_take_back_from_each_other_for_ever(broker, make_bridge, device):
+def test_two_bridges_that_both_own_a_device_do_not_take_back_from_each_other_for_ever(
+    broker: RunningBroker, make_bridge: Callable[..., BridgeProcess], device: Device
+) -> None:
     first, second = make_bridge(id="bridge-0"), make_bridge(id="bridge-1")
     first.start_connected()
     second.start_connected()
@@ -192,7 +205,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_small_disk_is_never_filled_and_the_others_go_on_beside_a_flood(broker, small_disk, device, flooder):
+def test_a_small_disk_is_never_filled_and_the_others_go_on_beside_a_flood(
+    broker: RunningBroker, small_disk: Path, device: Device, flooder
+) -> None:
     bridge = BridgeProcess(small_disk, broker.host, broker.port, more="seal_ms = 50")
     bridge.start_connected()
     try:

@@ -5,7 +5,9 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -14,10 +16,11 @@ from pipelines.bridge.segment import walk
 from pipelines.lake.remote import Remote
 from tests.fakes.s3_faults import FaultyProxy
 from tests.fakes.s3_server import S3, served
+from tests.pipelines.bridge.conftest import BridgeProcess, Device
 
 
 @pytest.fixture
-def s3(tmp_path) -> Iterator[S3]:
+def s3(tmp_path: Path) -> Iterator[S3]:
     folder = tmp_path / "s3"
     folder.mkdir()
     with served(folder) as server:
@@ -29,7 +32,7 @@ def section(s3, port=None) -> str:
     return f'[remote]\nurl = "{config.url}"\nendpoint = "{config.endpoint}"\ntimeout_s = 1\nretries = 1\nretry_s = 3\n'
 
 
-def landed(s3) -> list[dict]:
+def landed(s3) -> list[dict[str, Any]]:
     remote, rows, number = Remote(s3.config("bridge")), [], 1
     while (found := remote.get(f"landing/bridge-0/{number:012d}.arrows")) is not None:
         rows += [row for _, batch in walk(pa.py_buffer(found[0])) for row in batch.to_pylist()]
@@ -37,7 +40,9 @@ def landed(s3) -> list[dict]:
     return rows
 
 
-def test_what_is_acknowledged_is_in_the_bucket_and_nothing_is_left_on_the_disk(make_bridge, device, s3):
+def test_what_is_acknowledged_is_in_the_bucket_and_nothing_is_left_on_the_disk(
+    make_bridge: Callable[..., BridgeProcess], device: Device, s3: S3
+) -> None:
     bridge = make_bridge(more=section(s3))
     bridge.start_connected()
     content = os.urandom(100_000)
@@ -59,7 +64,9 @@ def test_what_is_acknowledged_is_in_the_bucket_and_nothing_is_left_on_the_disk(m
 
 
 @pytest.mark.slow
-def test_a_bridge_that_is_killed_and_loses_its_disk_loses_nothing_it_acknowledged(make_bridge, device, s3):
+def test_a_bridge_that_is_killed_and_loses_its_disk_loses_nothing_it_acknowledged(
+    make_bridge: Callable[..., BridgeProcess], device: Device, s3: S3
+) -> None:
     proxy = FaultyProxy(s3.port, 3, 0.1, hang_s=1.2)
     bridge = make_bridge(more=f"receive_maximum = 100\n{section(s3, proxy.port)}")
     bridge.start_connected()

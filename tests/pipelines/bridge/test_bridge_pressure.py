@@ -1,20 +1,22 @@
 import errno
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
 from catchment.runtime.clock import SystemClock
-from pipelines.bridge import segment
 from pipelines.bridge.bridge import run_bridge
 from pipelines.bridge.inbox import Done, Inbox
 from pipelines.bridge.segment import read_segment
 from pipelines.bridge.subscriber import Subscriber
 from pipelines.config import BridgeConfig, BrokerConfig, CoreConfig
+from tests.pipelines.bridge.conftest import Device
+from tests.plant.broker import RunningBroker
 
 
 @pytest.fixture
-def config(broker, tmp_path) -> CoreConfig:
+def config(broker: RunningBroker, tmp_path: Path) -> CoreConfig:
     return CoreConfig(
         lake=str(tmp_path / "lake"),
         broker=BrokerConfig(host=broker.host, port=broker.port, keepalive_s=1),
@@ -40,10 +42,15 @@ def beside():
 
 
 @pytest.mark.slow
-def test_a_disk_that_stalls_longer_than_the_keepalive_costs_no_connection(config, device, beside):
+def test_a_disk_that_stalls_longer_than_the_keepalive_costs_no_connection(config: CoreConfig, device: Device, beside) -> None:
     inbox = Inbox(config.bridge.max_queue_bytes, 50_000)
     subscriber = Subscriber(config, inbox, SystemClock())
-    stop = beside(lambda stop: (subscriber.run(stop), subscriber.close()))
+
+    def serve(stop: threading.Event) -> None:
+        subscriber.run(stop)
+        subscriber.close()
+
+    stop = beside(serve)
     device.wait_until(lambda: subscriber.is_subscribed)
     for number in range(400):
         device.publish("catchment/up/dev-a/telemetry", number.to_bytes(2, "big") + bytes(20_000))
@@ -63,7 +70,9 @@ def test_a_disk_that_stalls_longer_than_the_keepalive_costs_no_connection(config
     assert subscriber.stale_acks == 0
 
 
-def test_a_disk_that_refuses_for_a_while_loses_nothing_and_costs_no_connection(config, device, beside, monkeypatch):
+def test_a_disk_that_refuses_for_a_while_loses_nothing_and_costs_no_connection(
+    config: CoreConfig, device: Device, beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, refusals = os.fdatasync, iter([False, True, True, False, True])
 
     def sometimes(descriptor: int) -> None:
@@ -71,10 +80,15 @@ def test_a_disk_that_refuses_for_a_while_loses_nothing_and_costs_no_connection(c
             raise OSError(errno.EIO, "test")
         real(descriptor)
 
-    monkeypatch.setattr(segment.os, "fdatasync", sometimes)
+    monkeypatch.setattr(os, "fdatasync", sometimes)
     beside(lambda stop: run_bridge(config, stop, SystemClock()))
     folder = config.lake_root / "landing" / config.bridge.id
-    device.wait_until(lambda: device.send("catchment/reported/dev-a", b"{}") or list(folder.glob("*.arrows")))
+
+    def is_sealed() -> bool:
+        device.send("catchment/reported/dev-a", b"{}")
+        return any(folder.glob("*.arrows"))
+
+    device.wait_until(is_sealed)
     for number in range(60):
         device.send("catchment/up/dev-a/telemetry", number.to_bytes(2, "big"))
 

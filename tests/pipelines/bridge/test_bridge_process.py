@@ -1,10 +1,15 @@
 import os
 import random
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from pipelines.lake.lake import lake_at
+from tests.pipelines.bridge.conftest import BridgeProcess, Device
+from tests.plant.broker import RunningBroker
+from tests.plant.present import present
 
 JSON = "application/json"
 STOPS = 5
@@ -15,7 +20,7 @@ def span(first: int, count: int, epoch: int = 7) -> list[tuple[str, str]]:
     return [("epoch", str(epoch)), ("firstseq", str(first)), ("samplecount", str(count))]
 
 
-def test_a_message_lands_with_its_head_read(bridge, device):
+def test_a_message_lands_with_its_head_read(bridge: BridgeProcess, device: Device) -> None:
     bridge.start_connected()
     device.send("catchment/up/dev-a/telemetry", b"[1,2]", [*span(0, 2), ("mine", "x")], JSON)
     device.send("catchment/reported/dev-a", b"{}")
@@ -28,7 +33,7 @@ def test_a_message_lands_with_its_head_read(bridge, device):
     assert (reported["kind"], reported["device"], reported["stream"]) == ("reported", "dev-a", None)
 
 
-def test_json_without_a_span_is_numbered_on(bridge, device):
+def test_json_without_a_span_is_numbered_on(bridge: BridgeProcess, device: Device) -> None:
     bridge.start_connected()
     for body in (b"[{},{},{}]", b'{"a":1}', b"not json"):
         device.send("catchment/up/dev-a/telemetry", body, content_type=JSON)
@@ -58,7 +63,9 @@ def test_json_without_a_span_is_numbered_on(bridge, device):
         ("catchment/parts/dev-a/" + "0" * 64, [("offset", "-1"), ("total", "9")], "offset"),
     ],
 )
-def test_a_bad_topic_or_head_lands_as_refused_with_the_reason(bridge, device, topic, properties, reason):
+def test_a_bad_topic_or_head_lands_as_refused_with_the_reason(
+    bridge: BridgeProcess, device: Device, topic, properties, reason: str
+) -> None:
     bridge.start_connected()
     device.send(topic, b"{}", properties)
     device.send("catchment/up/dev-a/telemetry", b"{}")
@@ -73,7 +80,9 @@ def test_a_bad_topic_or_head_lands_as_refused_with_the_reason(bridge, device, to
 
 
 @pytest.mark.slow
-def test_nothing_the_broker_acknowledged_is_lost_when_the_bridge_is_killed_again_and_again(make_bridge, device):
+def test_nothing_the_broker_acknowledged_is_lost_when_the_bridge_is_killed_again_and_again(
+    make_bridge: Callable[..., BridgeProcess], device: Device
+) -> None:
     bridge = make_bridge(more="seal_ms = 50\nreceive_maximum = 200")
     bridge.start_connected()  # From here on the broker holds a session for it.
     chance = random.Random(1)
@@ -97,7 +106,9 @@ def test_nothing_the_broker_acknowledged_is_lost_when_the_bridge_is_killed_again
 
 
 @pytest.mark.slow
-def test_a_restarted_broker_gives_the_bridge_what_came_meanwhile(bridge, broker, device):
+def test_a_restarted_broker_gives_the_bridge_what_came_meanwhile(
+    bridge: BridgeProcess, broker: RunningBroker, device: Device
+) -> None:
     bridge.start_connected()
     bridge.kill()
     for number in range(50):
@@ -109,29 +120,31 @@ def test_a_restarted_broker_gives_the_bridge_what_came_meanwhile(bridge, broker,
     assert {row["first_seq"] for row in bridge.rows() if row["stream"] == "telemetry"} == set(range(50))
 
 
-def test_a_second_bridge_with_the_same_id_ends_the_first_with_a_clear_error(make_bridge, tmp_path):
+def test_a_second_bridge_with_the_same_id_ends_the_first_with_a_clear_error(
+    make_bridge: Callable[..., BridgeProcess], tmp_path: Path
+) -> None:
     first = make_bridge()
     first.start_connected()
     second = make_bridge()
     second.folder = tmp_path / "elsewhere"
     second.folder.mkdir()
     second.start_connected()
-    assert first.process.wait(30) == 2
+    assert present(first.process).wait(30) == 2
     assert "took over the session" in first.log()
-    assert second.process.poll() is None
+    assert present(second.process).poll() is None
     assert second.stop() == 0
 
 
-def test_a_second_bridge_in_the_same_lake_does_not_start(make_bridge):
+def test_a_second_bridge_in_the_same_lake_does_not_start(make_bridge: Callable[..., BridgeProcess]) -> None:
     first, second = make_bridge(), make_bridge()
     first.start_connected()
     second.start()
-    assert second.process.wait(30) == 2
+    assert present(second.process).wait(30) == 2
     assert first.stop() == 0
 
 
 @pytest.mark.slow
-def test_stopping_acknowledges_what_is_durable_so_that_nothing_comes_twice(bridge, device):
+def test_stopping_acknowledges_what_is_durable_so_that_nothing_comes_twice(bridge: BridgeProcess, device: Device) -> None:
     """A disk that is too slow for a stop makes a bridge leave acknowledgements out, and it says so: then once more."""
     for epoch in range(7, 7 + STOPS):
         bridge.start_connected()
@@ -152,7 +165,7 @@ def test_stopping_acknowledges_what_is_durable_so_that_nothing_comes_twice(bridg
     pytest.fail(f"not one of {STOPS} stops was in order")
 
 
-def test_a_bridge_beats_with_its_counters_and_says_when_it_stopped(bridge, device):
+def test_a_bridge_beats_with_its_counters_and_says_when_it_stopped(bridge: BridgeProcess, device: Device) -> None:
     from pipelines.heartbeat import read_heartbeats
 
     bridge.start_connected()

@@ -12,6 +12,7 @@ from pipelines.bridge.rows import SEGMENT_SCHEMA, LandingRow, rows_to_batch
 from pipelines.bridge.segment import OpenSegment, open_path, read_segment, sealed_path
 from pipelines.errors import ConfigError, CorruptLakeError
 from schemas.envelope import Span
+from tests.plant.present import present
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
 spans = st.builds(Span, st.integers(0, 2**63 - 1), st.integers(0, 2**40), st.integers(1, 1_000_000))
@@ -48,7 +49,7 @@ def payloads(path: Path) -> list[bytes]:
 
 @settings(max_examples=60, deadline=None)
 @given(groups=st.lists(st.lists(rows, min_size=1, max_size=4), max_size=4))
-def test_a_sealed_segment_gives_back_every_row_as_it_was_written(groups, tmp_path_factory):
+def test_a_sealed_segment_gives_back_every_row_as_it_was_written(groups, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("segment")
     path = write(folder, groups).seal()
     read = [value for batch in read_segment(path) for value in batch.to_pylist()]
@@ -62,7 +63,7 @@ def test_a_sealed_segment_gives_back_every_row_as_it_was_written(groups, tmp_pat
     ]
 
 
-def test_any_arrow_tool_opens_a_sealed_segment(tmp_path):
+def test_any_arrow_tool_opens_a_sealed_segment(tmp_path: Path) -> None:
     path = write(tmp_path, [[row(1), row(2)], [row(3)]]).seal()
     with pa.OSFile(str(path)) as source, pa.ipc.open_stream(source) as reader:
         table = reader.read_all()
@@ -70,7 +71,7 @@ def test_any_arrow_tool_opens_a_sealed_segment(tmp_path):
     assert table.num_rows == 3
 
 
-def test_a_cut_at_any_byte_leaves_a_prefix_of_whole_batches(tmp_path):
+def test_a_cut_at_any_byte_leaves_a_prefix_of_whole_batches(tmp_path: Path) -> None:
     groups = [[row(1), row(2)], [row(3)], [row(4), row(5), row(6)]]
     write(tmp_path, groups)
     whole = open_path(tmp_path, 1).read_bytes()
@@ -87,7 +88,7 @@ def test_a_cut_at_any_byte_leaves_a_prefix_of_whole_batches(tmp_path):
 
 @settings(max_examples=40, deadline=None)
 @given(share=st.floats(0, 1))
-def test_recovery_seals_the_whole_batches_and_sets_the_torn_tail_aside(share, tmp_path_factory):
+def test_recovery_seals_the_whole_batches_and_sets_the_torn_tail_aside(share, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("cut")
     groups = [[row(1), row(2)], [row(3)], [row(4)]]
     write(folder, groups)
@@ -103,7 +104,7 @@ def test_recovery_seals_the_whole_batches_and_sets_the_torn_tail_aside(share, tm
     assert not list(folder.glob("*.open"))
 
 
-def test_a_rotten_byte_anywhere_is_noticed_or_harmless(tmp_path):
+def test_a_rotten_byte_anywhere_is_noticed_or_harmless(tmp_path: Path) -> None:
     groups = [[row(1, 100)], [row(2, 100), row(3, 100)]]
     path = write(tmp_path, groups).seal()
     whole = path.read_bytes()
@@ -122,7 +123,7 @@ def test_a_rotten_byte_anywhere_is_noticed_or_harmless(tmp_path):
     assert unnoticed == []
 
 
-def test_pages_lost_to_a_power_cut_in_the_last_batch_are_noticed(tmp_path):
+def test_pages_lost_to_a_power_cut_in_the_last_batch_are_noticed(tmp_path: Path) -> None:
     segment = write(tmp_path, [[row(1, 9000)]])
     durable = segment.durable_bytes
     segment.append(rows_to_batch([row(2, 9000)]))
@@ -133,7 +134,7 @@ def test_pages_lost_to_a_power_cut_in_the_last_batch_are_noticed(tmp_path):
     assert whole_prefix(path)[:2] == (durable, 1)
 
 
-def test_a_sealed_segment_cut_between_batches_is_corrupt(tmp_path):
+def test_a_sealed_segment_cut_between_batches_is_corrupt(tmp_path: Path) -> None:
     segment = write(tmp_path, [[row(1)]])
     durable = segment.durable_bytes
     segment.append(rows_to_batch([row(2)]))
@@ -143,7 +144,7 @@ def test_a_sealed_segment_cut_between_batches_is_corrupt(tmp_path):
         payloads(path)
 
 
-def test_numbers_go_on_when_every_sealed_segment_was_taken_away(tmp_path):
+def test_numbers_go_on_when_every_sealed_segment_was_taken_away(tmp_path: Path) -> None:
     for _ in range(3):
         landing = Landing(tmp_path, 10**6, 10**6, SystemClock())
         landing.append([row(1)])
@@ -156,7 +157,7 @@ def test_numbers_go_on_when_every_sealed_segment_was_taken_away(tmp_path):
     landing.close()
 
 
-def test_a_segment_is_sealed_when_it_is_large(tmp_path):
+def test_a_segment_is_sealed_when_it_is_large(tmp_path: Path) -> None:
     landing = Landing(tmp_path, 1, 10**6, SystemClock())
     landing.append([row(1)])
     assert landing.seal_if_due() == sealed_path(tmp_path, 1)
@@ -164,10 +165,10 @@ def test_a_segment_is_sealed_when_it_is_large(tmp_path):
     landing.close()
 
 
-def test_after_a_failed_disk_what_was_durable_is_sealed_and_the_rest_is_cut(tmp_path):
+def test_after_a_failed_disk_what_was_durable_is_sealed_and_the_rest_is_cut(tmp_path: Path) -> None:
     landing = Landing(tmp_path, 10**6, 10**6, SystemClock())
     landing.append([row(1)])
-    landing._open.append(rows_to_batch([row(2)]))  # written, never synced
+    present(landing._open).append(rows_to_batch([row(2)]))  # written, never synced
     landing.restart()
     assert len(payloads(sealed_path(tmp_path, 1))) == 1
     landing.append([row(3)])
@@ -175,7 +176,7 @@ def test_after_a_failed_disk_what_was_durable_is_sealed_and_the_rest_is_cut(tmp_
     assert len(payloads(sealed_path(tmp_path, 2))) == 1
 
 
-def test_a_folder_has_one_writer(tmp_path):
+def test_a_folder_has_one_writer(tmp_path: Path) -> None:
     landing = Landing(tmp_path, 1, 1, SystemClock())
     with pytest.raises(ConfigError, match=r"bridge\.id"):
         Landing(tmp_path, 1, 1, SystemClock())

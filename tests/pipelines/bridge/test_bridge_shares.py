@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from pipelines.bridge.parts_room import Disk
 from pipelines.bridge.shares import BYTES, DISK, MESSAGES, RETAINED, STREAMS, Shares
 from pipelines.config import ShareConfig
 from pipelines.logs import LogLimit
+from tests.plant.present import present
 
 MB = 1_000_000
 
@@ -20,7 +22,7 @@ def shares(max_accounts: int = 100_000, **changes: int) -> Shares:
     return Shares(ShareConfig(**{**none, **changes}), max_accounts)
 
 
-def test_a_device_over_its_rate_waits_and_another_does_not_notice():
+def test_a_device_over_its_rate_waits_and_another_does_not_notice() -> None:
     one = shares(bytes_per_s=MB, burst_bytes=10 * MB)
     taken = [one.admit("flood", "s", MB, 0.0) for _ in range(20)]
     assert taken == [True] * 10 + [False] * 10
@@ -30,11 +32,11 @@ def test_a_device_over_its_rate_waits_and_another_does_not_notice():
     assert (over.device, over.limit, over.messages, over.bytes) == ("flood", BYTES, 10, 10 * MB)
 
 
-def test_a_device_that_was_over_goes_on_when_it_may_send_for_a_while_not_message_by_message():
+def test_a_device_that_was_over_goes_on_when_it_may_send_for_a_while_not_message_by_message() -> None:
     one = shares(bytes_per_s=MB, burst_bytes=100 * MB)
     while one.admit("dev", "", MB, 0.0):
         pass
-    notice = one.notice("dev", 0.0)
+    notice = present(one.notice("dev", 0.0))
     assert (notice.limit, notice.wait_ms, notice.bytes_per_s, notice.deferred) == (BYTES, 10_000, MB, 1)
     assert one.notice("dev", 1.0) is None
     assert not one.admit("dev", "", 1, 9.9)
@@ -43,42 +45,42 @@ def test_a_device_that_was_over_goes_on_when_it_may_send_for_a_while_not_message
     assert one.over(200.0) == []
 
 
-def test_tiny_messages_are_counted_too():
+def test_tiny_messages_are_counted_too() -> None:
     one = shares(messages_per_s=10, burst_messages=50)
     assert sum(one.admit("dev", "", 1, 0.0) for _ in range(100)) == 50
-    assert one.notice("dev", 0.0).limit == MESSAGES
+    assert present(one.notice("dev", 0.0)).limit == MESSAGES
     assert sum(one.admit("dev", "", 1, 5.0) for _ in range(100)) == 50
 
 
-def test_more_streams_than_a_device_may_have_wait_and_those_it_has_go_on():
+def test_more_streams_than_a_device_may_have_wait_and_those_it_has_go_on() -> None:
     one = shares(streams=3)
     assert [one.admit("dev", f"s{number}", 1, 0.0) for number in range(5)] == [True, True, True, False, False]
-    notice = one.notice("dev", 0.0)
+    notice = present(one.notice("dev", 0.0))
     assert (notice.limit, notice.wait_ms) == (STREAMS, 0)
     assert all(one.admit("dev", f"s{number % 3}", 1, 0.0) for number in range(100))
     assert one.over(1.0)[0].limit == STREAMS
 
 
-def test_on_a_disk_that_is_nearly_full_one_device_takes_an_eighth_of_what_is_left():
+def test_on_a_disk_that_is_nearly_full_one_device_takes_an_eighth_of_what_is_left() -> None:
     one = shares()
     room, taken = 80 * MB, 0
     while one.admit("flood", "", MB, 0.0, room - taken):
         taken += MB
     assert 8 * MB < taken < 10 * MB
-    assert one.notice("flood", 0.0).limit == DISK
+    assert present(one.notice("flood", 0.0)).limit == DISK
     assert one.admit("calm", "", MB, 0.0, room - taken)
     assert one.admit("flood", "", MB, 0.0)  # there is room again
 
 
-def test_what_was_retained_for_nothing_is_shown_with_its_device():
+def test_what_was_retained_for_nothing_is_shown_with_its_device() -> None:
     one = shares()
-    assert one.note_retained("dev", 10, 0.0).limit == RETAINED
+    assert present(one.note_retained("dev", 10, 0.0)).limit == RETAINED
     assert one.note_retained("dev", 10, 1.0) is None
     (over,) = one.over(2.0)
     assert (over.device, over.limit, over.messages, over.bytes) == ("dev", RETAINED, 2, 20)
 
 
-def test_names_alone_do_not_fill_the_memory():
+def test_names_alone_do_not_fill_the_memory() -> None:
     one = shares(max_accounts=100, messages_per_s=10, burst_messages=10)
     for number in range(2_000):
         one.admit(f"dev-{number}", "", 1, float(number))
@@ -86,7 +88,7 @@ def test_names_alone_do_not_fill_the_memory():
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 3 * MB), st.floats(0, 3)), max_size=200))
-def test_over_any_time_no_device_lands_more_than_burst_rate_and_one_message(steps):
+def test_over_any_time_no_device_lands_more_than_burst_rate_and_one_message(steps) -> None:
     one, now_s, landed, largest = shares(bytes_per_s=MB, burst_bytes=5 * MB), 0.0, dict.fromkeys("abc", 0), 0
     for device, size, pause_s in steps:
         now_s += pause_s
@@ -97,7 +99,7 @@ def test_over_any_time_no_device_lands_more_than_burst_rate_and_one_message(step
 
 
 @given(st.lists(st.tuples(st.integers(1, MB), st.floats(0, 1)), max_size=100))
-def test_a_device_within_its_rate_is_never_deferred_whatever_another_does(steps):
+def test_a_device_within_its_rate_is_never_deferred_whatever_another_does(steps) -> None:
     one, now_s, owed = shares(bytes_per_s=MB, burst_bytes=2 * MB), 0.0, 0.0
     for size, pause_s in steps:
         now_s += pause_s
@@ -108,7 +110,9 @@ def test_a_device_within_its_rate_is_never_deferred_whatever_another_does(steps)
             owed += size
 
 
-def test_a_small_disk_keeps_a_twentieth_free_and_a_large_one_what_is_configured(tmp_path, monkeypatch):
+def test_a_small_disk_keeps_a_twentieth_free_and_a_large_one_what_is_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Found:
         f_frsize, f_blocks, f_bavail = 1_000, 1_000_000, 60_000
 
@@ -128,12 +132,12 @@ def test_a_small_disk_keeps_a_twentieth_free_and_a_large_one_what_is_configured(
 
 
 @pytest.mark.parametrize("wrong", [{"bytes_per_s": -1}, {"bytes_per_s": 1, "burst_bytes": 0}])
-def test_shares_that_cannot_be_are_refused(wrong):
+def test_shares_that_cannot_be_are_refused(wrong) -> None:
     with pytest.raises(ValueError, match="shares"):
         ShareConfig(**wrong)
 
 
-def test_a_line_a_device_can_cause_is_logged_once_a_minute_with_a_count():
+def test_a_line_a_device_can_cause_is_logged_once_a_minute_with_a_count() -> None:
     limit = LogLimit()
     assert [limit.due("a", second) for second in (0, 1, 2, 61, 62, 122)] == [0, None, None, 2, None, 1]
     assert limit.due("b", 0) == 0

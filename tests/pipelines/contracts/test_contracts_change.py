@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -125,11 +126,14 @@ def test_a_csv_file_gives_types_names_and_what_was_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".arrow", ".csv.gz", ".jsonl.gz"])
 def test_other_files_give_the_same_columns(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"drive{suffix}"
-    packed = {".csv.gz": FRAME.write_csv, ".jsonl.gz": FRAME.write_ndjson}
+    packed: dict[str, Callable[[], str]] = {".csv.gz": FRAME.write_csv, ".jsonl.gz": FRAME.write_ndjson}
+    plain: dict[str, Callable[[Path], object]] = {
+        ".parquet": FRAME.write_parquet, ".jsonl": FRAME.write_ndjson, ".arrow": FRAME.write_ipc,
+    }  # fmt: skip
     if suffix in packed:
         path.write_bytes(gzip.compress(packed[suffix]().encode()))
     else:
-        {".parquet": FRAME.write_parquet, ".jsonl": FRAME.write_ndjson, ".arrow": FRAME.write_ipc}[suffix](path)
+        plain[suffix](path)
     assert list(draft(path)) == ["speed_m_s", "gear", "mode", "latitude", "is_on", "device_value"]
 
 

@@ -40,8 +40,9 @@ def test_the_drive_keeps_to_the_contract_and_closes_its_loop() -> None:
         for name, value in drive(5, step * 0.2).columns().items():
             column = contract.column(name)
             assert column is not None, name
-            assert column.minimum is None or value >= column.minimum, name
-            assert column.maximum is None or value <= column.maximum, name
+            if not isinstance(value, str):
+                assert column.minimum is None or value >= column.minimum, name
+                assert column.maximum is None or value <= column.maximum, name
     assert abs(drive(5, 0.0).latitude_deg - drive(5, LAP_S * 17).latitude_deg) < 1e-6
     assert abs(drive(5, 1.0).hour - drive(5, 1.0 + DAY_S).hour) < 1e-9
 

@@ -10,6 +10,9 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 from paho.mqtt.packettypes import PacketTypes
@@ -44,7 +47,7 @@ class Scene:
             for topic in topics:
                 peer.subscribe(f"{NS}/{topic}")
 
-    def attacker(self, name: str = "dev-a", **more: object) -> Peer:
+    def attacker(self, name: str = "dev-a", **more: Any) -> Peer:
         return self.broker.peer(name, **more)
 
     def honest_round(self) -> bytes:
@@ -53,12 +56,12 @@ class Scene:
         mark = b"secret %d" % self.marks
         for topic in ("up/dev-b/telemetry", f"parts/dev-b/{SHA}", "reported/dev-b"):
             self.victim.publish(f"{NS}/{topic}", mark)
-            until(lambda topic=topic: (f"{NS}/{topic}", mark) in self.bridge.heard)
+            until(partial(self.bridge.heard.__contains__, (f"{NS}/{topic}", mark)))
         self.victim.publish(f"{NS}/models/get/dev-b", mark)
         until(lambda: (f"{NS}/models/get/dev-b", mark) in self.models.heard)
         for topic in ("receipts", "desired", "policy", "objects"):
             self.core.publish(f"{NS}/down/dev-b/{topic}", mark)
-            until(lambda topic=topic: (f"{NS}/down/dev-b/{topic}", mark) in self.victim.heard)
+            until(partial(self.victim.heard.__contains__, (f"{NS}/down/dev-b/{topic}", mark)))
         self.models.publish(f"{NS}/models/data/dev-b", mark)
         until(lambda: (f"{NS}/models/data/dev-b", mark) in self.victim.heard)
         return mark
@@ -80,14 +83,14 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def broker(tmp_path_factory, repository_root) -> Iterator[Secured]:
+def broker(tmp_path_factory: pytest.TempPathFactory, repository_root: Path) -> Iterator[Secured]:
     with running_secured(tmp_path_factory.mktemp("attacked")) as one:
         yield one
 
 
 @pytest.fixture(scope="module")
-def scene(broker) -> Scene:
-    found = Scene(broker, *(broker.peer(name) for name in ("dev-b", "bridge-0", "core", "models")))
+def scene(broker: Secured) -> Scene:
+    found = Scene(broker, broker.peer("dev-b"), broker.peer("bridge-0"), broker.peer("core"), broker.peer("models"))
     found.listen()
     return found
 
@@ -124,12 +127,12 @@ NAMES = ("+", "#", "dev-b/telemetry", "../dev-b")
 HIDDEN = ("a topic alias", "a will", "an empty retained message", "a user name with a password")
 
 
-def test_there_are_at_least_24_attacks():
+def test_there_are_at_least_24_attacks() -> None:
     assert len([*WRITES, *READS, *ROLES, *NAMES, *HIDDEN]) >= 24
 
 
 @pytest.mark.parametrize("attack", WRITES)
-def test_a_device_that_speaks_for_others_is_not_heard(scene, attack):
+def test_a_device_that_speaks_for_others_is_not_heard(scene: Scene, attack) -> None:
     attacker = scene.attacker()
     attacker.client.publish(f"{NS}/{WRITES[attack]}", EVIL, qos=1, retain=True)
     scene.own_round(attacker)
@@ -140,7 +143,7 @@ def test_a_device_that_speaks_for_others_is_not_heard(scene, attack):
 
 
 @pytest.mark.parametrize("attack", READS)
-def test_a_device_that_listens_to_others_hears_nothing(scene, attack):
+def test_a_device_that_listens_to_others_hears_nothing(scene: Scene, attack) -> None:
     attacker = scene.attacker()
     topic = READS[attack]
     attacker.client.subscribe(topic if topic.startswith(("#", "$", NS)) else f"{NS}/{topic}", qos=1)
@@ -151,7 +154,7 @@ def test_a_device_that_listens_to_others_hears_nothing(scene, attack):
     assert [body for _, body in attacker.heard if body.startswith(b"secret")] == []
 
 
-def test_a_device_that_hides_behind_a_topic_alias_is_not_heard(scene):
+def test_a_device_that_hides_behind_a_topic_alias_is_not_heard(scene: Scene) -> None:
     attacker = scene.attacker()
     properties = Properties(PacketTypes.PUBLISH)
     properties.TopicAlias = 1
@@ -163,10 +166,10 @@ def test_a_device_that_hides_behind_a_topic_alias_is_not_heard(scene):
     assert scene.heard_evil() == []
 
 
-def test_a_device_that_leaves_a_will_for_another_is_not_heard(scene):
+def test_a_device_that_leaves_a_will_for_another_is_not_heard(scene: Scene) -> None:
     attacker = scene.attacker(will=(f"{NS}/up/dev-b/telemetry", EVIL), must_connect=False)
     sock = attacker.client.socket()
-    if sock is not None:
+    if isinstance(sock, socket.socket):
         attacker.client.loop_stop()
         sock.shutdown(socket.SHUT_RDWR)
     time.sleep(0.2)
@@ -175,7 +178,7 @@ def test_a_device_that_leaves_a_will_for_another_is_not_heard(scene):
     assert scene.heard_evil() == []
 
 
-def test_a_device_that_deletes_what_is_kept_for_another_deletes_nothing(scene):
+def test_a_device_that_deletes_what_is_kept_for_another_deletes_nothing(scene: Scene) -> None:
     scene.core.client.publish(f"{NS}/down/dev-b/receipts", b"secret kept", qos=1, retain=True).wait_for_publish(20)
     attacker = scene.attacker()
     attacker.client.publish(f"{NS}/down/dev-b/receipts", b"", qos=1, retain=True)
@@ -187,14 +190,14 @@ def test_a_device_that_deletes_what_is_kept_for_another_deletes_nothing(scene):
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_device_that_takes_the_client_id_of_another_does_not_throw_it_out(scene, role):
+def test_a_device_that_takes_the_client_id_of_another_does_not_throw_it_out(scene: Scene, role) -> None:
     attacker = scene.attacker(client_id=role, must_connect=False)
     scene.honest_round()
     attacker.close()
     assert {"dev-b": scene.victim, "bridge-0": scene.bridge, "core": scene.core}[role].client.is_connected()
 
 
-def test_a_device_that_gives_the_name_of_another_with_a_password_is_not_heard(scene):
+def test_a_device_that_gives_the_name_of_another_with_a_password_is_not_heard(scene: Scene) -> None:
     attacker = scene.attacker(says_it_is="dev-b", must_connect=False)
     attacker.client.publish(f"{NS}/up/dev-b/telemetry", EVIL, qos=1)
     attacker.client.subscribe(f"{NS}/down/dev-b/+", qos=1)
@@ -205,7 +208,7 @@ def test_a_device_that_gives_the_name_of_another_with_a_password_is_not_heard(sc
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_device_that_was_given_a_strange_name_opens_nothing_with_it(scene, name):
+def test_a_device_that_was_given_a_strange_name_opens_nothing_with_it(scene: Scene, name) -> None:
     attacker = scene.attacker(name, client_id="x", must_connect=False)
     for topic in (f"{NS}/up/dev-b/telemetry", f"{NS}/reported/dev-b", f"{NS}/up/{name}/x"):
         attacker.client.publish(topic, EVIL, qos=1) if not set(topic) & set("+#") else None

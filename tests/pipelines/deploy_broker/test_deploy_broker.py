@@ -18,12 +18,12 @@ QOS_NOT_SUPPORTED = 0x9B
 
 
 @pytest.fixture
-def secured(tmp_path, repository_root) -> Iterator[Secured]:
+def secured(tmp_path: Path, repository_root: Path) -> Iterator[Secured]:
     with running_secured(tmp_path) as broker:
         yield broker
 
 
-def test_a_device_cannot_publish_as_another(secured):
+def test_a_device_cannot_publish_as_another(secured: Secured) -> None:
     hears = secured.peer("bridge-0")
     hears.subscribe("catchment/up/#")
     device = secured.peer("dev-a")
@@ -34,7 +34,7 @@ def test_a_device_cannot_publish_as_another(secured):
     assert hears.heard == [("catchment/up/dev-a/telemetry", b"own")]
 
 
-def test_a_device_hears_only_what_is_for_it(secured):
+def test_a_device_hears_only_what_is_for_it(secured: Secured) -> None:
     device = secured.peer("dev-a")
     for topic in ("#", "catchment/down/dev-b/+", "catchment/down/#", "catchment/up/#"):
         device.subscribe(topic)
@@ -46,7 +46,7 @@ def test_a_device_hears_only_what_is_for_it(secured):
     assert {body for _, body in device.heard} == {b"for a"}
 
 
-def test_a_device_hears_the_pages_of_its_own_receipt_alone(secured):
+def test_a_device_hears_the_pages_of_its_own_receipt_alone(secured: Secured) -> None:
     device, other, core = secured.peer("dev-a"), secured.peer("dev-b"), secured.peer("core")
     device.subscribe("catchment/down/dev-a/receipts/+")
     for topic in ("catchment/down/dev-a/receipts/+", "catchment/down/+/receipts/+"):
@@ -61,14 +61,14 @@ def test_a_device_hears_the_pages_of_its_own_receipt_alone(secured):
     assert other.publish("catchment/down/dev-a/receipts/1", b"forged").value == 0x87
 
 
-def test_a_client_id_of_another_device_does_not_evict_it(secured):
+def test_a_client_id_of_another_device_does_not_evict_it(secured: Secured) -> None:
     first = secured.peer("dev-a")
     secured.peer("dev-b", client_id="dev-a").publish("catchment/up/dev-b/telemetry")
     assert not first.publish("catchment/up/dev-a/telemetry").is_failure
     assert first.disconnects == 0
 
 
-def test_a_common_name_with_a_wildcard_opens_nothing(secured):
+def test_a_common_name_with_a_wildcard_opens_nothing(secured: Secured) -> None:
     odd = secured.peer("+")
     odd.client.subscribe("catchment/down/+/receipts", qos=1)  # mosquitto answers by closing, others may refuse
     device, bridge, core = secured.peer("dev-a"), secured.peer("bridge-0"), secured.peer("core")
@@ -82,7 +82,7 @@ def test_a_common_name_with_a_wildcard_opens_nothing(secured):
     assert [body for _, body in bridge.heard] == [b"own"]
 
 
-def test_a_client_without_a_certificate_or_with_a_revoked_one_is_refused(secured, tmp_path):
+def test_a_client_without_a_certificate_or_with_a_revoked_one_is_refused(secured: Secured, tmp_path: Path) -> None:
     revoked = secured.authority.issue("dev-gone")
     secured.authority.revoke(revoked[0])
     secured.restart()
@@ -91,7 +91,7 @@ def test_a_client_without_a_certificate_or_with_a_revoked_one_is_refused(secured
     assert can_connect(secured, secured.authority.issue("dev-here"))
 
 
-def test_a_bridge_with_its_certificate_lands_what_a_device_publishes(secured, tmp_path):
+def test_a_bridge_with_its_certificate_lands_what_a_device_publishes(secured: Secured, tmp_path: Path) -> None:
     certificate, key = secured.authority.issue("bridge-0")
     config = tmp_path / "core.toml"
     config.write_text(
@@ -115,7 +115,7 @@ def test_a_bridge_with_its_certificate_lands_what_a_device_publishes(secured, tm
         assert bridge.wait(DEADLINE_S) == 0, log_path.read_text()
 
 
-def test_a_device_that_sends_at_qos_2_and_never_releases_it_is_hung_up_on(secured):
+def test_a_device_that_sends_at_qos_2_and_never_releases_it_is_hung_up_on(secured: Secured) -> None:
     hears, device = secured.peer("bridge-0"), secured.peer("dev-a")
     hears.subscribe("catchment/up/#")
     reasons = []
@@ -128,7 +128,7 @@ def test_a_device_that_sends_at_qos_2_and_never_releases_it_is_hung_up_on(secure
     assert [body for _, body in hears.heard] == [b"own"]
 
 
-def test_names_of_topics_that_a_device_made_up_end_with_the_brokers_restart(secured):
+def test_names_of_topics_that_a_device_made_up_end_with_the_brokers_restart(secured: Secured) -> None:
     if secured.started is None:
         pytest.skip("the memory of a broker that is not ours is not seen")
     device, before = secured.peer("dev-a"), resident_bytes(secured.started.pid)

@@ -9,6 +9,8 @@ from typing import Any
 import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from catchment.runtime.clock import SystemClock
 from pipelines.config import BrokerConfig, CoreConfig
@@ -27,8 +29,8 @@ from schemas.reported import Reported, encode_reported
 from schemas.rollout import PieceRequest, encode_piece_request
 from schemas.topics import Topics
 from tests.fakes.broker_fronts import RefusingFront
-from tests.fakes.secured_broker import until
-from tests.plant.broker import RunningBroker
+from tests.fakes.secured_broker import after_tick, until
+from tests.plant.broker import MakeBroker, RunningBroker
 
 NOT_AUTHORIZED, QUOTA_EXCEEDED = 0x87, 0x97
 
@@ -57,12 +59,19 @@ def front(broker: RunningBroker) -> Iterator[RefusingFront]:
         yield one
 
 
+class Hearing(mqtt.Client):
+    """A client that keeps what it hears."""
+
+    def __init__(self) -> None:
+        super().__init__(CallbackAPIVersion.VERSION2, client_id="hears", protocol=mqtt.MQTTv5)
+        self.heard: list[tuple[str, bytes]] = []
+        self.on_message = lambda _c, _d, message: self.heard.append((message.topic, bytes(message.payload)))
+
+
 @pytest.fixture
-def client(broker: RunningBroker) -> Iterator[mqtt.Client]:
+def client(broker: RunningBroker) -> Iterator[Hearing]:
     """A client of the broker itself that hears all that comes down."""
-    one = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="hears", protocol=mqtt.MQTTv5)
-    one.heard = []
-    one.on_message = lambda _c, _d, message: one.heard.append((message.topic, bytes(message.payload)))
+    one = Hearing()
     one.connect(broker.host, broker.port)
     one.loop_start()
     until(one.is_connected)
@@ -93,7 +102,9 @@ def heartbeat(lake: Path, role: str) -> Any:
     ],
     ids=("its word", "a subscription", "its word's subscription"),
 )
-def test_a_bridge_without_its_rights_stops_with_the_remedy(front, tmp_path, publishes, subscriptions, hint):
+def test_a_bridge_without_its_rights_stops_with_the_remedy(
+    front: RefusingFront, tmp_path: Path, publishes, subscriptions, hint: str
+) -> None:
     front.publishes, front.subscriptions = publishes, subscriptions
     process = start_bridge(tmp_path, front.port)
     assert process.wait(30) == 2
@@ -101,12 +112,14 @@ def test_a_bridge_without_its_rights_stops_with_the_remedy(front, tmp_path, publ
 
 
 @pytest.mark.slow
-def test_a_bridge_whose_answers_are_refused_says_so_in_its_heartbeat(front, client, tmp_path):
+def test_a_bridge_whose_answers_are_refused_says_so_in_its_heartbeat(
+    front: RefusingFront, client: Hearing, tmp_path: Path
+) -> None:
     front.publishes = {"catchment/down/dev-a/objects": NOT_AUTHORIZED}
     process = start_bridge(tmp_path, front.port)
     try:
         until(lambda: "connected " in (tmp_path / "bridge.log").read_text())
-        properties = mqtt.Properties(mqtt.PacketTypes.PUBLISH)
+        properties = Properties(PacketTypes.PUBLISH)
         properties.UserProperty = [("offset", "0"), ("total", "5")]
         client.publish("catchment/parts/dev-a/" + "0" * 64, b"", qos=1, properties=properties).wait_for_publish(20)
         until(lambda: (found := heartbeat(tmp_path / "lake", "bridge")) is not None and "down/+/objects" in found.trouble)
@@ -123,7 +136,9 @@ def config_of(front: RefusingFront, folder: Path) -> CoreConfig:
     return CoreConfig(lake=str(folder / "lake"), broker=BrokerConfig(port=front.port))
 
 
-def test_a_model_server_sends_refused_orders_again_and_shows_them_meanwhile(front, client, tmp_path):
+def test_a_model_server_sends_refused_orders_again_and_shows_them_meanwhile(
+    front: RefusingFront, client: Hearing, tmp_path: Path
+) -> None:
     front.publishes = {"catchment/down/cam-1/": NOT_AUTHORIZED}
     RolloutStore(tmp_path / "lake/models/rollouts").save(Rollout("r", "bright", 1, "bright/1.onnx", "cam-1,cam-2", 1))
     clock = HandClock()
@@ -138,7 +153,7 @@ def test_a_model_server_sends_refused_orders_again_and_shows_them_meanwhile(fron
         assert front.refused == ["catchment/down/cam-1/desired"]
         front.publishes = {}
         clock.ahead_s += 60
-        until(lambda: server.tick() or len(client.heard) == 2)
+        until(after_tick(server, lambda: len(client.heard) == 2))
         assert {topic for topic, _ in client.heard} == {"catchment/down/cam-1/desired", "catchment/down/cam-2/desired"}
         until(lambda: server.health().is_ready)
         assert server.health().counters["refused_messages"] == 1
@@ -146,14 +161,16 @@ def test_a_model_server_sends_refused_orders_again_and_shows_them_meanwhile(fron
         server.close()
 
 
-def test_a_model_server_whose_subscription_is_refused_stops_with_the_remedy(front, tmp_path):
+def test_a_model_server_whose_subscription_is_refused_stops_with_the_remedy(front: RefusingFront, tmp_path: Path) -> None:
     front.subscriptions = {"catchment/reported/": NOT_AUTHORIZED}
     server = ModelServer(config_of(front, tmp_path), SystemClock())
     with pytest.raises(ConfigError, match=r"reported/\+: 0x87 not authorised"):
         server.open()
 
 
-def test_a_rollout_whose_orders_are_refused_is_an_error_and_not_a_number(front, client, tmp_path):
+def test_a_rollout_whose_orders_are_refused_is_an_error_and_not_a_number(
+    front: RefusingFront, client: Hearing, tmp_path: Path
+) -> None:
     client.publish("catchment/reported/cam-1", encode_reported(Reported("cam-1", 0, "t")), qos=1, retain=True).wait_for_publish(
         20
     )
@@ -170,7 +187,7 @@ def test_a_rollout_whose_orders_are_refused_is_an_error_and_not_a_number(front, 
         reported_models(config)
 
 
-def test_a_refused_receipt_is_no_receipt_and_names_the_right_that_is_missing(front, client):
+def test_a_refused_receipt_is_no_receipt_and_names_the_right_that_is_missing(front: RefusingFront, client: Hearing) -> None:
     front.publishes = {"catchment/down/dev-a/": NOT_AUTHORIZED}
     with MqttPublisher(BrokerConfig(port=front.port), "run") as publisher:
         with pytest.raises(RetryLaterError, match="1 of 2 messages, as catchment/down/dev-a/receipts: 0x87"):
@@ -184,15 +201,15 @@ def test_a_refused_receipt_is_no_receipt_and_names_the_right_that_is_missing(fro
         client.publish(topic, b"", qos=1, retain=True).wait_for_publish(20)
 
 
-def test_a_link_says_why_the_broker_does_not_let_it_in(make_broker):
+def test_a_link_says_why_the_broker_does_not_let_it_in(make_broker: MakeBroker) -> None:
     guarded = make_broker(extra="allow_anonymous false\npassword_file /dev/null")
     link = BrokerLink(BrokerConfig(port=guarded.port), "x", (), lambda _message: None)
     with pytest.raises(RetryLaterError, match="refuses the connection"):
         link.open(2)
 
 
-def test_an_answer_that_comes_before_its_message_is_noted_is_not_lost():
-    tracker, codes = PublishTracker(), []
+def test_an_answer_that_comes_before_its_message_is_noted_is_not_lost() -> None:
+    tracker, codes = PublishTracker(), list[int]()
     tracker.answered(7, 0x87)
     tracker.sent(7, codes.append)
     tracker.sent(8, codes.append)
@@ -202,7 +219,7 @@ def test_an_answer_that_comes_before_its_message_is_noted_is_not_lost():
     assert codes == [0x87, 0, 0]
 
 
-def test_refusals_are_logged_once_a_minute_for_each_rule_and_counted_each_time(capsys):
+def test_refusals_are_logged_once_a_minute_for_each_rule_and_counted_each_time(capsys: pytest.CaptureFixture[str]) -> None:
     clock = HandClock()
     found = Refusals(Topics(), clock)
     for number in range(50):
@@ -222,13 +239,13 @@ def test_refusals_are_logged_once_a_minute_for_each_rule_and_counted_each_time(c
 
 
 @pytest.mark.parametrize("code", [*range(0x80, 0xA3), 0xFF])
-def test_every_refusal_has_words_and_a_next_step(code):
+def test_every_refusal_has_words_and_a_next_step(code) -> None:
     text = describe_reason(code)
     assert text.startswith(f"0x{code:02x} ")
     assert ": " in text
 
 
-def test_the_access_rule_of_a_topic_names_no_device():
+def test_the_access_rule_of_a_topic_names_no_device() -> None:
     topics = Topics("plant/a")
     sha = "0" * 64
     for topic, rule in (
@@ -244,7 +261,9 @@ def test_the_access_rule_of_a_topic_names_no_device():
         assert topics.rule_of(f"plant/a/{topic}") == f"plant/a/{rule}"
 
 
-def test_one_device_s_flood_of_reports_and_requests_leaves_the_model_server_to_the_others(broker, client, tmp_path):
+def test_one_device_s_flood_of_reports_and_requests_leaves_the_model_server_to_the_others(
+    broker: RunningBroker, client: Hearing, tmp_path: Path
+) -> None:
     config = CoreConfig(lake=str(tmp_path / "lake"), broker=BrokerConfig(port=broker.port))
     targets = tmp_path / "lake/models/targets"
     targets.mkdir(parents=True)
@@ -254,7 +273,7 @@ def test_one_device_s_flood_of_reports_and_requests_leaves_the_model_server_to_t
     client.subscribe("catchment/models/data/+", qos=1)
     client.subscribe("catchment/models/get/+", qos=1)
     request = encode_piece_request(PieceRequest("targets/x", 0, 262_144))
-    properties = mqtt.Properties(mqtt.PacketTypes.PUBLISH)
+    properties = Properties(PacketTypes.PUBLISH)
     properties.CorrelationData = b"q"
     try:
         for number in range(600):
@@ -264,7 +283,7 @@ def test_one_device_s_flood_of_reports_and_requests_leaves_the_model_server_to_t
         client.publish("catchment/models/get/calm", request, qos=1, properties=properties)
         client.publish("catchment/reported/calm", encode_reported(Reported("calm", 0, "t")), qos=1)
         until(lambda: any(topic == "catchment/models/data/calm" for topic, _ in client.heard))
-        until(lambda: server.tick() or "calm" in server._reports)
+        until(after_tick(server, lambda: "calm" in server._reports))
         answered = sum(topic == "catchment/models/data/flood" for topic, _ in client.heard)
         counters = server.health().counters
         assert answered == 256

@@ -23,7 +23,7 @@ from schemas.receipts import decode_receipt
 from schemas.reported import ModelReport, Reported, encode_reported
 from schemas.rollout import PieceRequest, decode_desired, encode_piece_request
 from tests.fakes import model_repository as fake
-from tests.fakes.secured_broker import DEADLINE_S, Peer, Secured, running_secured, until
+from tests.fakes.secured_broker import DEADLINE_S, Peer, Secured, after_tick, running_secured, until
 
 pytestmark = pytest.mark.broker
 CORE = [sys.executable, "-m", "pipelines"]
@@ -203,7 +203,7 @@ def test_a_model_server_with_the_cores_certificate_says_that_no_request_reaches_
     try:
         server.tick()
         clock.ahead_s += 11
-        until(lambda: "delivers no requests of devices to the role 'core'" in (server.tick() or server.health().trouble))
+        until(after_tick(server, lambda: "delivers no requests of devices to the role 'core'" in server.health().trouble))
         assert not server.health().is_ready
     finally:
         server.close()
@@ -214,7 +214,7 @@ def test_a_model_server_with_its_own_certificate_hears_its_own_request(site: Sit
     server = ModelServer(load_core_config(site.write("third", "models")), clock)
     server.open()
     try:
-        until(lambda: server.tick() or server._probe._is_heard)
+        until(after_tick(server, lambda: server._probe._is_heard))
         clock.ahead_s += 60
         assert server.health().trouble == ""
     finally:

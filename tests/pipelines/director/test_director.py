@@ -44,7 +44,7 @@ def orders(core: Path, now_ms: int = NOW_MS) -> DesiredOrders:
     return DesiredOrders.open(load_core_config(core), HandClock(now_ms))
 
 
-def test_keys_are_made_added_and_retired_and_devices_follow_throughout(core, tmp_path):
+def test_keys_are_made_added_and_retired_and_devices_follow_throughout(core: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="director init"):
         run(core, "show")
     assert "[director]\npublic_keys" in run(core, "init")
@@ -72,7 +72,7 @@ def test_keys_are_made_added_and_retired_and_devices_follow_throughout(core, tmp
     assert sorted(path.name for path in folder.iterdir()) == ["director-2.pem", "director-3.pem"]
 
 
-def test_a_key_that_others_can_read_or_that_is_a_link_signs_nothing(core, tmp_path):
+def test_a_key_that_others_can_read_or_that_is_a_link_signs_nothing(core: Path, tmp_path: Path) -> None:
     run(core, "init")
     folder = director_folder(load_core_config(core))
     path = folder / "director-1.pem"
@@ -91,7 +91,7 @@ def test_a_key_that_others_can_read_or_that_is_a_link_signs_nothing(core, tmp_pa
         load_director(folder)
 
 
-def test_a_fifth_key_is_refused(core):
+def test_a_fifth_key_is_refused(core: Path) -> None:
     folder = director_folder(load_core_config(core))
     for _ in range(4):
         add_director_key(folder)
@@ -100,12 +100,12 @@ def test_a_fifth_key_is_refused(core):
     assert len(require_director(folder).public_keys) == 4
 
 
-def test_orders_without_a_key_are_those_of_the_release_before(core):
+def test_orders_without_a_key_are_those_of_the_release_before(core: Path) -> None:
     assert decode_desired(orders(core).message("line-3", wanted(1))) == wanted(1)
     assert orders(core).message("line-3", None) == b""
 
 
-def test_an_order_is_addressed_to_one_device_and_expires_and_older_agents_read_it_too(core, tmp_path):
+def test_an_order_is_addressed_to_one_device_and_expires_and_older_agents_read_it_too(core: Path, tmp_path: Path) -> None:
     run(core, "init")
     body = orders(core).message("line-3", wanted(2))
     assert decode_desired(body) == wanted(2)  # all that the release before looks at
@@ -120,7 +120,7 @@ def test_an_order_is_addressed_to_one_device_and_expires_and_older_agents_read_i
     assert OrderTaker(tmp_path / "c", key, device="line-4").take(body) is None
 
 
-def test_counters_grow_with_the_time_and_never_go_back(tmp_path):
+def test_counters_grow_with_the_time_and_never_go_back(tmp_path: Path) -> None:
     given = [next_counter(tmp_path, DocumentKind.DESIRED, now_ms) for now_ms in (5_000, 5_000, 4_000, 9_000)]
     assert given == [5_000, 5_001, 5_002, 9_000]
     assert next_counter(tmp_path, DocumentKind.EDGE_POLICY, 1) == 1
@@ -129,13 +129,13 @@ def test_counters_grow_with_the_time_and_never_go_back(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "9" * 30, "5 5"])
-def test_a_counter_that_cannot_be_read_is_not_guessed(tmp_path, text):
+def test_a_counter_that_cannot_be_read_is_not_guessed(tmp_path: Path, text) -> None:
     (tmp_path / "desired.counter").write_text(text)
     with pytest.raises(CorruptLakeError, match="delete it"):
         next_counter(tmp_path, DocumentKind.DESIRED, 1)
 
 
-def test_two_processes_never_get_the_same_counter(tmp_path, repository_root):
+def test_two_processes_never_get_the_same_counter(tmp_path: Path, repository_root: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from pipelines.director import next_counter;"
         "from schemas.signed_document import DocumentKind;"
@@ -148,7 +148,7 @@ def test_two_processes_never_get_the_same_counter(tmp_path, repository_root):
     assert sorted(given) == list(range(7, 87))
 
 
-def test_all_orders_of_one_round_share_a_counter(core):
+def test_all_orders_of_one_round_share_a_counter(core: Path) -> None:
     run(core, "init")
     made = orders(core)
     texts = [decode_message(made.message(name, wanted(1))).document for name in ("line-3", "line-4")]
@@ -158,13 +158,13 @@ def test_all_orders_of_one_round_share_a_counter(core):
 
 
 @pytest.mark.parametrize("lifetime_h", [0, -1, 1_000_000])
-def test_a_lifetime_out_of_bounds_is_an_error(core, lifetime_h):
+def test_a_lifetime_out_of_bounds_is_an_error(core: Path, lifetime_h: int) -> None:
     core.write_text(f'lake = "lake"\n[director]\nlifetime_h = {lifetime_h}\n')
     with pytest.raises(ConfigError, match="lifetime_h"):
         load_core_config(core)
 
 
-def test_keys_lie_beside_the_models_keys_unless_configured_and_never_in_the_lake(tmp_path):
+def test_keys_lie_beside_the_models_keys_unless_configured_and_never_in_the_lake(tmp_path: Path) -> None:
     (tmp_path / "core.toml").write_text('lake = "lake"\n[director]\nkeys = "secret/director"\n')
     assert director_folder(load_core_config(tmp_path / "core.toml")) == tmp_path / "secret/director"
     plain = CoreConfig(lake=str(tmp_path / "lake"))

@@ -3,7 +3,7 @@
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -87,7 +87,7 @@ def test_a_slide_with_a_transparency_mask_is_refused_by_that(tmp_path: Path, ref
         writer.write(noise(128, 128, 3), **RGB)
         writer.write(noise(128, 128), subfiletype=1, **GRAY)
     with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as tiff:
-        tiff.pages[1].tags["NewSubfileType"].overwrite(4)
+        cast("tifffile.TiffPage", tiff.pages[1]).tags["NewSubfileType"].overwrite(4)
     assert "transparency mask (page 1)" in str(cut(tmp_path, refer(tmp_path / "a.tif", 64)).rejection)
 
 
@@ -102,7 +102,7 @@ def test_a_sparse_tile_is_the_nodata_value(tmp_path: Path, refer: Refer) -> None
 
 def empty_tile(path: Path, tile: int) -> None:
     with tifffile.TiffFile(path, mode="r+") as tiff:
-        page = tiff.pages[0]
+        page = cast("tifffile.TiffPage", tiff.pages[0])
         for name, values in (("TileOffsets", page.dataoffsets), ("TileByteCounts", page.databytecounts)):
             page.tags[name].overwrite([0 if place == tile else value for place, value in enumerate(values)])
 
@@ -145,7 +145,7 @@ def test_a_jpeg_tile_of_too_many_scans_is_refused_before_it_is_decoded(tmp_path:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, noise(64, 64), compression="jpeg", **GRAY)
     with tifffile.TiffFile(path, mode="r+") as tiff:
-        page = tiff.pages[0]
+        page = cast("tifffile.TiffPage", tiff.pages[0])
         start, size = page.dataoffsets[0], page.databytecounts[0]
         tile = path.read_bytes()[start : start + size]
         many = tile[:-2] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" * 101 + tile[-2:]
@@ -160,7 +160,7 @@ def test_tiles_that_share_their_bytes_are_refused(tmp_path: Path, refer: Refer) 
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, noise(256, 256), compression="zlib", **GRAY)
     with tifffile.TiffFile(path, mode="r+") as tiff:
-        page = tiff.pages[0]
+        page = cast("tifffile.TiffPage", tiff.pages[0])
         page.tags["TileOffsets"].overwrite([page.dataoffsets[0]] * 16)
         page.tags["TileByteCounts"].overwrite([page.databytecounts[0]] * 16)
     assert "16 of 16 tiles are the same bytes or overlap" in str(cut(tmp_path, refer(path, 64)).rejection)

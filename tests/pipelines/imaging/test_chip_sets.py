@@ -14,6 +14,7 @@ from pipelines.imaging.store import SlideRef, chip_table
 from pipelines.lake.lake import lake_at
 from pipelines.training.build import BuildOptions, build_set
 from pipelines.training.open import open_set
+from tests.plant.present import present
 
 
 def test_a_set_of_chips_is_built_by_background_and_keeps_each_slide_whole(tmp_path: Path, refer: Callable[..., SlideRef]) -> None:
@@ -33,5 +34,5 @@ def test_a_set_of_chips_is_built_by_background_and_keeps_each_slide_whole(tmp_pa
     assert sum(len(side) for side in sides) == 12
     slides_of = [{sample["source_sha256"] for sample in side} for side in sides]
     assert not slides_of[0] & slides_of[1]
-    assert all(sample.payload.startswith(b"\x89PNG") and sample["y"] == 50 for side in sides for sample in side)
+    assert all(present(sample.payload).startswith(b"\x89PNG") and sample["y"] == 50 for side in sides for sample in side)
     assert manifest.policies == ("stain@1a",)

@@ -26,7 +26,7 @@ from pipelines.ingest.chips.commit import commit_tables
 from pipelines.ingest.chips.loop import ChipLoop, ChipThread
 from pipelines.ingest.chips.requests import open_requests, read_cut_plan, read_last_cut
 from pipelines.ingest.loop import NoReceipts, RunLoop
-from pipelines.ingest.replay import REPLAY, Request, write_request
+from pipelines.ingest.replay import Request, write_request
 from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload
 from pipelines.runners.engine import Engine
@@ -51,7 +51,7 @@ work.cut_slide(work.decode_task(Path(sys.argv[1]).read_bytes()), note)
 """
 
 
-def tiff(folder: Path, shape: tuple[int, ...] = (300, 400, 3), seed: int = 1, **options: object) -> bytes:
+def tiff(folder: Path, shape: tuple[int, ...] = (300, 400, 3), seed: int = 1, **options: Any) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 255, shape, np.uint8)
     path = folder / f"{seed}.tif"
     tifffile.imwrite(path, pixels, **{"tile": (64, 64), "photometric": "rgb", **options})
@@ -160,7 +160,7 @@ def test_a_raised_limit_helps_a_refused_slide_once_it_is_replayed(core: Core, sl
     (refused,) = core.rows(QUARANTINE)
     assert "above the limit of 1000 pixels" in refused["reason"]
     core.config = msgspec.structs.replace(core.config, run=RunConfig())
-    write_request(lake_at(core.root), Request(REPLAY, (refused["id"],), 7))
+    write_request(lake_at(core.root), Request("replay", (refused["id"],), 7))
     loop = core.run()
     assert chips_of(core) == {0: 4}
     assert [row["id"] for row in core.rows("quarantine_closed")] == [refused["id"]]

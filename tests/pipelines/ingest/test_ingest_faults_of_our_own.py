@@ -18,12 +18,14 @@ from pipelines.ingest.loop import RunLoop
 from pipelines.ingest.loop_process import MAX_FAULTS, MAX_TRIES, RetryBudget
 from pipelines.ingest.rules import RuleBook
 from pipelines.ingest.run import admit_plan, works
+from pipelines.ingest.tabulate import write_group
 from pipelines.ingest.work import Limits
 from pipelines.ingest.workers import WorkerPool
 from pipelines.lake.lake import lake_at
 from pipelines.lake.ledger import Ledger
 from pipelines.runners.engine import Engine
 from tests.plant.core import AsIpc, Core, MakeEnvelope
+from tests.plant.present import present
 
 STREAM = "streams/vehicle_telemetry"
 POLICY = "id: {id}\nstreams: [vehicle_telemetry]\nrules:\n  - tag: fast\n    when: speed_mps > {bound}\n"
@@ -32,9 +34,7 @@ POLICY = "id: {id}\nstreams: [vehicle_telemetry]\nrules:\n  - tag: fast\n    whe
 def test_a_fault_of_our_own_costs_only_the_samples_it_is_met_with(
     core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines.ingest import settle
-
-    before = settle.write_group
+    before = write_group
 
     def broken(groups: Any, target: Any) -> Any:
         for group in groups:
@@ -61,9 +61,7 @@ def test_a_fault_of_our_own_costs_only_the_samples_it_is_met_with(
 def test_a_fault_that_only_two_envelopes_together_cause_refuses_neither(
     core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines.ingest import settle
-
-    before = settle.write_group
+    before = write_group
 
     def broken(groups: Any, target: Any) -> Any:
         if sum(len(group.envelopes) for group in groups) > 1:
@@ -145,7 +143,7 @@ def worker_pool() -> Any:
 
 def items(core: Core, **limits: int) -> Any:
     loop = core.loop()
-    plan = loop._next_plan()
+    plan = present(loop._next_plan())
     return works(lake_at(core.root), plan, admit_plan(lake_at(core.root), plan, Ledger()), Limits(1 << 28, 1 << 26, **limits))
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipelines.bridge.rows import LandingRow
 from pipelines.ingest import run
+from pipelines.ingest.admit import Bounds
 from pipelines.ingest.replay import Request, write_request
 from pipelines.lake.books import Counts, EpochKey
 from pipelines.lake.gaps import gaps
@@ -84,7 +85,7 @@ def test_a_later_envelope_below_the_floor_is_kept_once_and_makes_no_second_row(c
     assert not loop.ledger.unbalanced()
     # Settled by quarantine: the device that still held them may delete them now.
     ranges = receipt_of(core).ranges(STREAM, 7)
-    assert all(ranges.covers(row.span.first_seq, row.span.end_seq) for row in late)
+    assert all(row.span is not None and ranges.covers(row.span.first_seq, row.span.end_seq) for row in late)
 
 
 def test_what_is_below_the_floor_cannot_be_replayed_into_a_second_row(core: Core, envelope: MakeEnvelope) -> None:
@@ -159,8 +160,7 @@ def test_a_hundred_hostile_reports_leave_a_bounded_receipt_and_the_others_theirs
 def test_a_device_has_no_more_streams_than_it_may_and_what_is_beyond_is_kept(
     core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limited = run.Bounds
-    monkeypatch.setattr(run, "Bounds", lambda floors, streams: limited(floors, streams, max_streams=3))
+    monkeypatch.setattr(run, "Bounds", lambda floors, streams: Bounds(floors, streams, max_streams=3))
     messages = [envelope(0, 4, stream=f"s{number}", body=b"x") for number in range(6)]
     core.landing.seal([*messages, report(EpochReport("s9", 7, 9, closed=False, dropped=(DroppedRange(0, 2, "x"),)))])
     loop = core.run()

@@ -115,7 +115,7 @@ def run_mutated(core: Core, envelope: MakeEnvelope, name: str, count: int) -> No
     rng, seeds = random.Random(name), make()
     core.config = CoreConfig(lake=str(core.root))
     loop = RunLoop(core.config, core.mailbox, SystemClock(), Engine(), 1)
-    sent = {"content_type": content_type, "encoding": encoding}
+    sent: dict[str, Any] = {"content_type": content_type, "encoding": encoding}
     for first in range(0, count, PIECE):
         places = range(first, min(first + PIECE, count))
         core.landing.seal([envelope(at * SAMPLES, SAMPLES, body=mutate(rng, rng.choice(seeds)), **sent) for at in places])

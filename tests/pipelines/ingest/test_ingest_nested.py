@@ -46,7 +46,7 @@ rules:
   - {tag: munich, when: "geo_distance_m(place.lat, place.lon, 48.137, 11.575) < 10000"}
   - {tag: at_night, when: "time_between(seen_at, '22:00', '06:00', 'Europe/Berlin')"}
 """
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"labels": ["car", "person"], "scores": [0.9, 0.2], "embedding": [1.0, 2.0], "place": {"lat": 48.14, "lon": 11.57}},
     {"labels": [], "scores": None, "seen_at": "2026-07-01T21:30:00Z", "place": {"lat": 52.5}},
     {"labels": ["a", "b", "c", "d"]},

@@ -3,6 +3,7 @@
 
 import json
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -210,7 +211,7 @@ def test_a_policy_applied_on_one_machine_is_in_force_on_another_and_retags_histo
 
 def test_two_machines_number_the_rules_of_devices_one_after_the_other(make_core: Callable[..., RemoteCore]) -> None:
     one, other = make_core("one"), make_core("other")
-    rule = EdgeRule("drive", EdgeAction.KEEP, "1")
+    rule = EdgeRule("drive", "1", EdgeAction.KEEP)
     assert numbered_policy(lake_at(one.root), {}, 1).version == 1
     assert numbered_policy(lake_at(other.root), {}, 2).version == 1
     assert numbered_policy(lake_at(other.root), {"s": (rule,)}, 3).version == 2
@@ -234,7 +235,7 @@ def test_refused_samples_of_a_bucket_are_replayed_and_discarded_from_another_mac
     with pytest.raises(NotFoundError):
         run_command("quarantine", "discard", "--id", shown[0]["id"], "--yes", "-c", config)
     there = tmp_path / "elsewhere"
-    write_request(lake_at(there), Request(DISCARD, tuple(heads(lake_at(there), Where()).column("id").to_pylist()), 1))
+    write_request(lake_at(there), Request("discard", tuple(heads(lake_at(there), Where()).column("id").to_pylist()), 1))
     look_again(lake_at(core.root))  # as the hundredth look would
     while loop.step():
         pass
@@ -251,7 +252,7 @@ def test_refused_samples_of_a_bucket_are_replayed_and_discarded_from_another_mac
 def test_status_tells_of_the_processes_of_other_machines(core: RemoteCore, tmp_path: Path) -> None:
     config = configured(core, tmp_path)
     here = Heartbeats(lake_at(core.root), "bridge", "b0", SystemClock(), lambda: ProcessHealth(True, counters={"messages": 3}))
-    with patch.object(heartbeat.socket, "gethostname", return_value="far"), here:
+    with patch.object(socket, "gethostname", return_value="far"), here:
         while core.remote.size("status/bridge-b0.json") is None:
             time.sleep(0.05)
         assert here_and_there(core.root) == ([("bridge", "b0")], [])

@@ -8,6 +8,7 @@ from pipelines.lake.lake import lake_at
 from pipelines.policy.active import apply_policy, withdraw_policy
 from schemas.policy import Policy, Rule
 from tests.plant.core import Core
+from tests.plant.present import present
 
 STREAM = "streams/vehicle_telemetry"
 
@@ -29,7 +30,7 @@ def test_the_run_after_an_apply_tags_by_it_without_a_restart(core: Core, envelop
     rows = sorted(core.rows(STREAM), key=lambda row: row["seq"])
     assert [row["tag_rules"] for row in rows] == [[]] * 10 + [[first.label]] * 10 + [[]] * 20
     pinned = [
-        [each.label for each in read_pins(lake_at(core.root), read_plan(lake_at(core.root), run).pins).policies]
+        [each.label for each in read_pins(lake_at(core.root), present(read_plan(lake_at(core.root), run)).pins).policies]
         for run in (1, 2, 3, 4)
     ]
     assert pinned == [[], [first.label], [second.label], []]

@@ -2,8 +2,9 @@
 
 import json
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -36,8 +37,16 @@ schema:
 FAST = "id: fast\nstreams: [drive]\nrules:\n  - {tag: fast, when: speed > 30}\n"
 
 
+@dataclass(frozen=True)
+class Drive:
+    """A lake of one stream, and a run of it: its number, and the mean of its speeds."""
+
+    core: Core
+    run: Callable[[int, float], None]
+
+
 @pytest.fixture
-def drive(core: Core, envelope: MakeEnvelope, tmp_path: Path) -> Any:
+def drive(core: Core, envelope: MakeEnvelope, tmp_path: Path) -> Drive:
     (tmp_path / "contracts").mkdir()
     (tmp_path / "contracts" / "drive.odcs.yaml").write_text(DOCUMENT)
     (tmp_path / "policies").mkdir()
@@ -58,18 +67,17 @@ def drive(core: Core, envelope: MakeEnvelope, tmp_path: Path) -> Any:
         core.landing.seal([envelope(number * 50, 50, stream="drive", body=body, content_type="application/json")])
         core.run()
 
-    core.drive = run
-    return core
+    return Drive(core, run)
 
 
-def test_every_run_is_kept_once_and_drift_is_told_by_column(drive: Core, tmp_path: Path) -> None:
+def test_every_run_is_kept_once_and_drift_is_told_by_column(drive: Drive, tmp_path: Path) -> None:
     for number in range(3):
-        drive.drive(number, 20.0)
+        drive.run(number, 20.0)
     contract = ContractSet.load(str(tmp_path / "contracts")).get("drive", None)
     assert contract is not None
-    assert keep_quality(lake_at(drive.root), contract) == 3
-    assert keep_quality(lake_at(drive.root), contract) == 0
-    drive.drive(3, 34.0)
+    assert keep_quality(lake_at(drive.core.root), contract) == 3
+    assert keep_quality(lake_at(drive.core.root), contract) == 0
+    drive.run(3, 34.0)
     run = CliRunner().invoke(contract_app, ["quality", "drive", "-c", str(tmp_path / "core.toml"), "--runs", "1", "--json"])
     assert run.exit_code == 0, run.output
     document = json.loads(run.output)
@@ -83,22 +91,22 @@ def test_every_run_is_kept_once_and_drift_is_told_by_column(drive: Core, tmp_pat
     assert (lines["speed"]["nulls"], lines["trip"]["repeated"], lines["tags"]["most"]) == (5, 9, "fast")
     assert (lines["lat"]["minimum"], lines["trip"]["maximum"]) == (None, 39.0)
     assert lines["quality rule sane"]["errors"] == 2
-    kept = read_quality(lake_at(drive.root), "drive")
+    kept = read_quality(lake_at(drive.core.root), "drive")
     assert kept["run"].unique().to_list() == [1, 2, 3, 4]
     reasons = kept.filter(column="*")["bins"].to_list()
     assert all("speed: below the minimum" in bins[0]["bin"] for bins in reasons)
 
 
-def test_a_run_tells_for_how_many_rows_each_of_its_tagging_rules_failed(drive: Core, tmp_path: Path) -> None:
+def test_a_run_tells_for_how_many_rows_each_of_its_tagging_rules_failed(drive: Drive, tmp_path: Path) -> None:
     policy = tmp_path / "policies" / "steep.yaml"
     policy.write_text("id: steep\nstreams: [drive]\nrules:\n  - {tag: steep, when: speed / (trip - 3) > 5}\n")
-    drive.drive(0, 20.0)
+    drive.run(0, 20.0)
     policy.write_text("id: steep\nstreams: [drive]\nrules:\n  - {tag: steep, when: speed / trip > 5}\n")
-    drive.drive(1, 20.0)
+    drive.run(1, 20.0)
     contract = ContractSet.load(str(tmp_path / "contracts")).get("drive", None)
     assert contract is not None
-    assert keep_quality(lake_at(drive.root), contract) == 2
-    kept = read_quality(lake_at(drive.root), "drive").filter(column="tag rule steep: steep")
+    assert keep_quality(lake_at(drive.core.root), contract) == 2
+    kept = read_quality(lake_at(drive.core.root), "drive").filter(column="tag rule steep: steep")
     rows = [(line["run"], line["rows"], line["nulls"], line["errors"]) for line in kept.to_dicts()]
     assert [(run, count) for run, count, _, _ in rows] == [(1, 49), (2, 49)]
     assert [errors for _, _, _, errors in rows] == [2, 2]  # trip is 3 twice; 0 twice
@@ -108,9 +116,9 @@ def test_a_run_tells_for_how_many_rows_each_of_its_tagging_rules_failed(drive: C
     assert lines["tag rule steep: steep"]["errors"] == 4
 
 
-def test_the_command_fails_above_a_bound_and_shows_a_table(drive: Core, tmp_path: Path, run_core: RunCore) -> None:
-    drive.drive(0, 20.0)
-    drive.drive(1, 40.0)
+def test_the_command_fails_above_a_bound_and_shows_a_table(drive: Drive, tmp_path: Path, run_core: RunCore) -> None:
+    drive.run(0, 20.0)
+    drive.run(1, 40.0)
     command = ["quality", "drive", "-c", str(tmp_path / "core.toml"), "--runs", "1"]
     assert CliRunner().invoke(contract_app, [*command, "--fail-above", "0.25"]).exit_code == 1
     shown = CliRunner().invoke(contract_app, [*command, "--reference", "1..1"])

@@ -21,12 +21,14 @@ from pipelines.lake.books import Counts, EpochKey
 from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import RUNS, receipt_pages_path
 from pipelines.lake.ledger import Ledger
+from schemas.ids import DeviceId, StreamName
 from schemas.ranges import Ranges
 from schemas.receipts import decode_receipt
 from schemas.topics import Topics
 from tests.fakes.broker_fronts import HangUpFront
 from tests.plant.broker import MakeBroker
 from tests.plant.core import Core, MakeEnvelope
+from tests.plant.present import present
 
 STREAM = "vehicle_telemetry"
 OTHERS = [f"car-{number:02d}" for number in range(20)]
@@ -57,9 +59,13 @@ class Ear:
         self.heard: dict[str, bytes] = {}
         self._client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         self._client.on_message = lambda _c, _u, message: self.heard.__setitem__(message.topic, bytes(message.payload))
-        self._client.on_connect = lambda *_: self._client.subscribe(topic, qos=1)
+        self._topic = topic
+        self._client.on_connect = self._subscribe
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
+
+    def _subscribe(self, *_: object) -> None:
+        self._client.subscribe(self._topic, qos=1)
 
     def __enter__(self) -> Self:
         return self
@@ -74,7 +80,7 @@ class Ear:
 
     def settled(self, device: str) -> Ranges:
         pages = [body for topic, body in self.heard.items() if body and topic.split("/")[2] == device]
-        return Ranges.of(span for body in pages for span in decode_receipt(body).ranges(STREAM, 7))
+        return Ranges.of(span for body in pages for span in decode_receipt(body).ranges(StreamName(STREAM), 7))
 
 
 @pytest.fixture
@@ -112,7 +118,7 @@ def test_a_receipt_above_the_packet_limit_goes_out_as_pages_and_delays_nobody(
     one.step()
     with Ear(broker.port) as ear:
         until(lambda: ear.devices() == {"car-0", *OTHERS} and one.pending == 0)
-        until(lambda: ear.settled("car-0") == ledger.of(["car-0"]).ranges()["car-0", STREAM, 7])
+        until(lambda: ear.settled("car-0") == ledger.of(["car-0"]).ranges()[EpochKey(DeviceId("car-0"), StreamName(STREAM), 7)])
         assert max(map(len, ear.heard.values())) < 4_096
         assert decode_receipt(ear.heard["catchment/down/car-0/receipts"]).pages == len(ear.heard) - len(OTHERS)
     assert one.failing == {}
@@ -150,7 +156,7 @@ def test_a_broker_that_announces_no_limit_and_refuses_the_size_gets_smaller_page
     one.drain()
     assert (one.pending, one.failing) == (0, {})
     with Ear(broker.port) as ear:
-        until(lambda: ear.settled("car-0") == ledger.of(["car-0"]).ranges()["car-0", STREAM, 7])
+        until(lambda: ear.settled("car-0") == ledger.of(["car-0"]).ranges()[EpochKey(DeviceId("car-0"), StreamName(STREAM), 7)])
 
 
 @pytest.mark.broker
@@ -168,7 +174,7 @@ def test_a_device_that_the_broker_refuses_is_an_alarm_of_its_own_and_is_tried_ag
         until(lambda: "car-0" in one.failing)
         assert "0x87" in one.failing["car-0"]
         rules.write_text("topic readwrite catchment/#\n")
-        broker.process.send_signal(1)  # SIGHUP: mosquitto reads the rules again
+        present(broker.process).send_signal(1)  # SIGHUP: mosquitto reads the rules again
         until(lambda: "car-0" in ear.devices())
     until(lambda: one.failing == {} and one.pending == 0)
 
@@ -204,8 +210,7 @@ def test_what_was_not_published_survives_a_restart(make_broker: MakeBroker, core
     assert core.run().receipts_pending == 2
     broker = make_broker()
     with ReceiptSender(config_of(core.root, broker.port), "catchment-run", SystemClock()) as again:
-        core.mailbox = again
-        core.run()
+        core.run(again)
         again.drain()
     with Ear(broker.port) as ear:
         until(lambda: ear.devices() == {"car-1", "car-2"})
@@ -214,8 +219,7 @@ def test_what_was_not_published_survives_a_restart(make_broker: MakeBroker, core
 def test_a_broker_that_is_unreachable_holds_no_run_up(core: Core, envelope: MakeEnvelope) -> None:
     core.landing.seal([envelope(0, 10)])
     with ReceiptSender(config_of(core.root, 1), "catchment-run", SystemClock()) as sender:
-        core.mailbox = sender
-        loop = core.loop()
+        loop = core.loop(sender)
         assert loop.step()
         assert loop.receipts_pending == 1
 

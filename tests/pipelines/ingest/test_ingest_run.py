@@ -46,16 +46,17 @@ def test_a_malformed_envelope_goes_to_quarantine_whole_and_leaves_the_others_alo
     core: Core, envelope: MakeEnvelope, as_ipc: AsIpc
 ) -> None:
     good = envelope(0, 10)
+    body = bytes(good.payload)
     two = pa.BufferOutputStream()
     batch = pa.record_batch({"event_time": pa.array([0], pa.timestamp("us", "UTC")), "speed_mps": [1.0]})
     with pa.ipc.new_stream(two, batch.schema) as writer:
         writer.write_batch(batch)
         writer.write_batch(batch)
     bad = {
-        "decode:not a valid Arrow": envelope(10, 10, body=good.payload[:-300]),
-        "decode:the head says 11": envelope(20, 11, body=good.payload),
+        "decode:not a valid Arrow": envelope(10, 10, body=body[:-300]),
+        "decode:the head says 11": envelope(20, 11, body=body),
         "decode:the Arrow stream holds more": envelope(40, 1, body=two.getvalue().to_pybytes()),
-        "decode:not zstd": envelope(50, 10, body=good.payload, encoding="zstd"),
+        "decode:not zstd": envelope(50, 10, body=body, encoding="zstd"),
         "contract:unknown column": envelope(60, 10, body=as_ipc(pa.record_batch({"event_time": [1] * 10, "x": [1] * 10}))),
         "contract:the core has no contract": envelope(70, 10, version="9.9.9"),
         "decode:zstd body": envelope(80, 10, body=zstandard.compress(b"\0" * 300_000_000), encoding="zstd"),

@@ -24,7 +24,7 @@ from tests.plant.broker import RunningBroker
 from tests.plant.core import MakeEnvelope
 
 ROOT = Path(__file__).resolve().parents[3]
-WAIT_S = 60
+WAIT_S = 180
 
 
 def properties_of(row: Any) -> Properties:
@@ -62,7 +62,7 @@ def test_up_turns_published_samples_into_rows_and_receipts_and_stops_in_order(
     config.write_text(f'lake = "lake"\n[broker]\nport = {broker.port}\n')
     heard: queue.Queue[bytes] = queue.Queue()
     device = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="car-1", protocol=mqtt.MQTTv5)
-    device.on_message = lambda _client, _data, message: heard.put(message.payload)
+    device.on_message = lambda _client, _data, message: heard.put(bytes(message.payload))
     device.connect(broker.host, broker.port)
     device.subscribe("catchment/down/car-1/receipts", qos=1)
     device.loop_start()

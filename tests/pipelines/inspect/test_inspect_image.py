@@ -42,7 +42,7 @@ def test_a_picture_of_one_shade_has_no_contrast_no_edges_and_no_entropy() -> Non
     body = io.BytesIO()
     Image.new("L", (64, 64), 77).save(body, "PNG")
     facts = image_facts(body.getvalue())
-    assert facts[2:7] == (pytest.approx(77), 0, 0, 0, 0)
+    assert list(facts[2:7]) == pytest.approx([77, 0, 0, 0, 0])
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
@@ -99,9 +99,11 @@ def test_what_the_camera_wrote_is_read_with_its_place() -> None:
     exif.get_ifd(34853).update({1: "S", 2: (33.0, 30.0, 36.0), 3: "E", 4: (151.0, 15.0, 0.0)})
     body = io.BytesIO()
     Image.new("RGB", (8, 8)).save(body, "JPEG", exif=exif)
-    assert exif_facts(body.getvalue()) == (
-        "Maker (M)", "Model 7", "soft", "2026:01:02 03:04:05", 6, 0.004, 2.8, 400, pytest.approx(-33.51), pytest.approx(151.25),
+    facts = exif_facts(body.getvalue())
+    assert facts[:8] == (
+        "Maker (M)", "Model 7", "soft", "2026:01:02 03:04:05", 6, 0.004, 2.8, 400,
     )  # fmt: skip
+    assert facts[8:] == pytest.approx((-33.51, 151.25))
 
 
 def test_a_picture_without_exif_has_only_nulls(draw: Draw) -> None:

@@ -15,6 +15,7 @@ from pipelines.errors import ConfigError, CorruptLakeError
 from pipelines.inspect import run as inspect_run
 from pipelines.inspect.code import bind_code, code_path, store_code
 from pipelines.inspect.columns import inspected, step_columns, step_digest
+from pipelines.inspect.image import image_facts
 from pipelines.inspect.run import check_step, inspect_rows
 from pipelines.inspect.suspended import SuspensionBook
 from pipelines.lake.lake import lake_at
@@ -56,7 +57,7 @@ def test_near_duplicates_of_a_burst_are_numbered_from_its_first(tmp_path: Path, 
 
 def test_the_same_bytes_are_looked_at_once_ever(tmp_path: Path, draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[bytes] = []
-    real = inspect_run.image_facts
+    real = image_facts
 
     def counted(body: bytes) -> object:
         calls.append(body)

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 
 from pipelines.commands.label import label_app
 from pipelines.errors import NotFoundError, RefusedError
+from pipelines.labels.exchange import import_labels
+from pipelines.labels.matching import LabelOrigin
 from pipelines.labels.resolve import resolved_classes
 from pipelines.labels.table import SCHEMA, read_labels
 from pipelines.lake.lake import lake_at
@@ -112,6 +114,22 @@ def test_the_same_file_twice_adds_nothing_and_a_folder_adds_only_new_files(shop:
     assert labels_of(shop).sort("seq")["geometry"].to_list()[0] == pytest.approx([40.0, 15.0, 20.0, 20.0])
 
 
+@pytest.mark.slow
+def test_a_hundred_thousand_labels_are_one_file_and_one_commit(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path / "many")
+    samples = pa.table({
+        "stream": ["camera_frame"] * 20_000, "device": ["cam"] * 20_000, "epoch": pa.array([1] * 20_000, pa.int64()),
+        "seq": pa.array(range(20_000), pa.int64()), "file_name": [f"p{at}.png" for at in range(20_000)],
+    })  # fmt: skip
+    file = tmp_path / "many.csv"
+    lines = (f"p{at % 20_000}.png,box,dent,{at % 50} 1 4 4" for at in range(100_000))
+    file.write_text("\n".join(("file_name,kind,value,geometry", *lines)))
+    origin = LabelOrigin("defect", "ann", now_us=1)
+    assert [import_labels(lake, file, "csv", samples, origin).new for _ in range(2)] == [100_000, 0]
+    table, version = read_labels(lake, "defect")
+    assert (len(table), version, len(list((lake.root / "labels/defect").glob("*.parquet")))) == (100_000, 1, 1)
+
+
 def test_a_later_label_of_the_same_author_supersedes_the_earlier_one(shop: Path, tmp_path: Path) -> None:
     imported(shop, write_csv(tmp_path / "a.csv", ",,p1.png,,ok,ann,", ",,p1.png,,dent,bob,"))
     imported(shop, write_csv(tmp_path / "b.csv", ",,p1.png,,dent,ann,"))
@@ -129,6 +147,26 @@ def test_nothing_here_is_a_row_only_where_somebody_says_so(shop: Path, tmp_path:
     assert list(done["losses"].values()) == [1]
     assert imported(shop, file, "coco", "--empty-is-nothing")["new"] == 1
     assert labels_of(shop)["kind"].to_list() == ["nothing"]
+
+
+@pytest.mark.parametrize("numbers", ["1 2 3", "nan 0 4 4", "0 0 -4 4", "1 1 inf 4"])
+def test_numbers_that_draw_nothing_are_refused(shop: Path, tmp_path: Path, numbers: str) -> None:
+    file = write_csv(tmp_path / "a.csv", f"p1.png,box,dent,{numbers}", head="file_name,kind,value,geometry")
+    with pytest.raises(RefusedError, match=r"p1\.png.*correct the file"):
+        imported(shop, file)
+
+
+def test_shares_of_polygons_and_turned_boxes_become_pixels_of_the_picture(shop: Path, tmp_path: Path) -> None:
+    for name, line in (("yolo-seg", "0 0 0 0.5 0 0.5 1"), ("yolo-obb", "0 0.2 0.4 0.4 0.4 0.4 0.6 0.2 0.6")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "classes.txt").write_text("dent\n")
+        (folder / "p1.txt").write_text(f"{line}\n")
+        assert imported(shop, folder, name)["new"] == 1
+    table = labels_of(shop).sort("kind")
+    assert table["kind"].to_list() == ["polygon", "rotated"]
+    # Pictures are 100 x 50 px: the turned box goes from (20, 20) to (40, 30).
+    assert table["geometry"].to_list() == [pytest.approx([0, 0, 50, 0, 50, 50]), pytest.approx([30, 25, 20, 10, 0])]
 
 
 def test_bytes_that_changed_since_and_unknown_sizes_are_counted(shop: Path, tmp_path: Path) -> None:
@@ -227,7 +265,17 @@ def test_an_export_holds_the_labels_and_comes_back_by_id(shop: Path, tmp_path: P
     (folder / "classes.txt").write_text("ok\ndent\n")
     (folder / "p1.txt").write_text("1 0.5 0.5 0.2 0.4\n")
     imported(shop, folder, "yolo")
-    for kind, name in (("coco", "out.json"), ("voc", "voc"), ("yolo", "y"), ("labelme", "l"), ("csv", "o.csv")):
+    for kind, name in (
+        ("coco", "out.json"),
+        ("voc", "voc"),
+        ("yolo", "y"),
+        ("labelme", "l"),
+        ("csv", "o.csv"),
+        ("cvat", "o.xml"),
+        ("datumaro", "d.json"),
+        ("geojson", "g"),
+        ("label-studio", "s.json"),
+    ):
         words = [
             "export",
             "--task",
@@ -246,4 +294,4 @@ def test_an_export_holds_the_labels_and_comes_back_by_id(shop: Path, tmp_path: P
         assert "1 samples, 1 labels" in done.stdout
         assert imported(shop, tmp_path / name, kind)["by_id"] == 1
     boxes = labels_of(shop)["geometry"].to_list()
-    assert boxes == [pytest.approx([40.0, 15.0, 20.0, 20.0])] * 6
+    assert boxes == [pytest.approx([40.0, 15.0, 20.0, 20.0])] * 10

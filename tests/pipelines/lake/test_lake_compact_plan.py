@@ -40,7 +40,7 @@ def fits(group: tuple[Small, ...] | list[Small]) -> bool:
 
 
 @given(FILES, st.integers(1, 5), st.randoms())
-def test_each_small_file_is_in_one_group_at_most_and_groups_are_as_large_as_may_be(files, min_files, random):
+def test_each_small_file_is_in_one_group_at_most_and_groups_are_as_large_as_may_be(files, min_files, random) -> None:
     shuffled = list(files)
     random.shuffle(shuffled)
     groups = bins(shuffled, min_files)
@@ -72,7 +72,7 @@ def test_what_is_small_and_what_is_enough_changes_only_on_purpose() -> None:
         (Small("a", 1, 1, SMALL_PAYLOAD_BYTES), False),
     ],
 )
-def test_a_file_is_small_by_its_payload_where_it_has_one(file, small):
+def test_a_file_is_small_by_its_payload_where_it_has_one(file, small: bool) -> None:
     assert bins([file], 1) == ([(file,)] if small else [])
 
 
@@ -82,7 +82,7 @@ def test_a_group_may_reach_each_target_and_not_go_beyond_it(column: str) -> None
     blank = {"rows": 1, "bytes": 1, "payload_bytes": 1}
     files = [Small(str(number), **{**blank, column: target // 8}) for number in range(8)]
     assert bins(files, 1) == [tuple(files)]
-    larger = [*files[:-1], files[-1]._replace(**{column: target // 8 + 1})]
+    larger = [*files[:-1], Small(files[-1].path, **{**blank, column: target // 8 + 1})]
     assert bins(larger, 1) == [tuple(larger[:-1]), (larger[-1],)]
 
 

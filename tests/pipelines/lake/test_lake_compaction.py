@@ -17,6 +17,7 @@ from pipelines.lake.compact_plan import Small, bins, name_of
 from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload
 from pipelines.lake.quarantined import Where, heads
+from pipelines.lake.swap import swap_files
 from tests.plant.core import Core, MakeEnvelope, MakeFrames
 
 TELEMETRY, FRAMES = "streams/vehicle_telemetry", "streams/camera_frame"
@@ -123,12 +124,11 @@ def test_a_compaction_that_another_rewrite_overtook_changes_nothing(lake: Core, 
     from pipelines.lake import compact
 
     before = keyed(lake.rows(TELEMETRY))
-    swap = compact.swap_files
 
     def late(root: Any, name: str, old: Any, new: Any, note: Any) -> bool:
-        monkeypatch.setattr(compact, "swap_files", swap)
+        monkeypatch.setattr(compact, "swap_files", swap_files)
         compact_table(root, name, 2)  # somebody else is first
-        return swap(root, name, old, new, note)
+        return swap_files(root, name, old, new, note)
 
     monkeypatch.setattr(compact, "swap_files", late)
     monkeypatch.setattr(compact, "name_of", lambda group: f"mine-{len(list((lake.root / TELEMETRY).iterdir()))}.parquet")

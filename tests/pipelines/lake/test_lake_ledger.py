@@ -1,6 +1,5 @@
 """The ledger as a base and what has changed since: the same as if it were kept whole, whoever reads it and whenever."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from pipelines.lake.gaps import gaps
 from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import RUNS, books_path, ledger_path
 from pipelines.lake.ledger import KEPT_LEDGERS, Ledger
+from pipelines.lake.ledger_books import BOOKS_SCHEMA
 from pipelines.lake.ledger_files import ledger_bases, prune_ledgers, read_ledger, write_ledger
-from pipelines.lake.ledger_rows import BOOKS_SCHEMA, SETTLED_SCHEMA
+from pipelines.lake.ledger_rows import SETTLED_SCHEMA
 from pipelines.maintenance import vacuum
 from schemas.ranges import Ranges
 
@@ -90,7 +90,7 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def lakes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def lakes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("lakes")
     (root / RUNS).mkdir()
     return root

@@ -27,6 +27,7 @@ from tests.pipelines.ingest.test_ingest_on_s3 import RemoteCore, core, make_core
 from tests.pipelines.lake.dies_in_bucket import maintenance, retag
 from tests.pipelines.lake.test_lake_orphans import slide
 from tests.plant.core import MakeEnvelope, MakeFrames
+from tests.plant.present import present
 
 SCRIPT = Path(__file__).with_name("dies_in_bucket.py")
 ROOT = Path(__file__).resolve().parents[3]
@@ -48,7 +49,7 @@ def filled(core: RemoteCore, envelope: MakeEnvelope, frames: MakeFrames, slide: 
         "streams/camera_frame",
         "chips/slide/s256/000000000001-7.zarr/c/0/0/0",
     ):
-        core.remote.put(f"{name}/000000000001-9.parquet", core.remote.get(_a_file(core, FRAMES))[0])
+        core.remote.put(f"{name}/000000000001-9.parquet", present(core.remote.get(_a_file(core, FRAMES)))[0])
     core.remote.put(f"{SETS}/views/7/train-00000.parquet", b"its builder died")
     core.remote.put(f"{SETS}/views/.numbers/7", b"taken")
     build_set(lake_at(core.root), "views", ("camera_frame",), options=BuildOptions(split={"train": 1.0}))

@@ -99,7 +99,8 @@ def check(core: Core) -> None:
     for row in chips:
         import zarr
 
-        assert zarr.open_array(str(core.root / row["zarr_path"]), mode="r")[row["chip_index"]].any()
+        array: Any = zarr.open_array(str(core.root / row["zarr_path"]), mode="r")
+        assert array[row["chip_index"]].any()
 
 
 def _killed(*_: Any) -> None:

@@ -18,6 +18,7 @@ from PIL.TiffImagePlugin import IFDRational
 
 from catchment.runtime.clock import SystemClock
 from pipelines.contracts.arrow import private_columns
+from pipelines.contracts.check import reasons
 from pipelines.contracts.odcs import to_odcs
 from pipelines.ingest.backfill import backfill, segments_of
 from pipelines.ingest.loop import IN_PROCESS
@@ -301,7 +302,6 @@ def test_what_a_fault_or_a_refusal_says_is_kept_without_the_values_it_quotes(
     contracts(core, CONTRACT)
     core.landing.seal([envelope(0, 10, stream=STREAM, body=as_ipc(rows(10)))])
     core.run()
-    reasons = tabulate.reasons
 
     def broken(table: Any, contract: Contract) -> Any:
         if table.num_rows == 3:

@@ -12,8 +12,9 @@ from deltalake import DeltaTable
 from pipelines.contracts.odcs import to_odcs
 from pipelines.errors import ConfigError, CorruptLakeError
 from pipelines.lake import table_states
-from pipelines.lake.lake import lake_at
+from pipelines.lake.lake import Lake, lake_at
 from pipelines.lake.layout import table_states_path
+from pipelines.lake.table import open_table
 from pipelines.lake.table_states import TableState, TableStates
 from schemas.contract import Column, ColumnType, Contract
 from tests.faults.deaths import Deaths
@@ -33,11 +34,10 @@ def rest(root: Path) -> None:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tables that a start opens, beside the pointer."""
     found: list[str] = []
-    plain = table_states.open_table
 
-    def watched(root: Path, name: str) -> DeltaTable | None:
+    def watched(root: Lake, name: str) -> DeltaTable | None:
         found.append(name)
-        return plain(root, name)
+        return open_table(root, name)
 
     monkeypatch.setattr(table_states, "open_table", watched)
     return found

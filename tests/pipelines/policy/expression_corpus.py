@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 
@@ -101,7 +102,7 @@ MOMENTS = ["at", "'2026-01-01T00:00:00Z'", "'1969-12-31T23:00:00+00:00'"]
 
 def hard_rows(seed: int = 7) -> pa.Table:
     pick = random.Random(seed)
-    kinds = [
+    kinds: list[tuple[list[Any], pa.DataType]] = [
         (FLOATS, pa.float64()), (HALVES, pa.float32()), (WHOLES, pa.int64()), (SMALLS, pa.int32()),
         (TEXTS, pa.string()), (TEXTS, pa.string()), (TRUTHS, pa.bool_()), (TIMES, pa.timestamp("us", "UTC")),
         (TEXT_LISTS, pa.list_(pa.string())), (FLOAT_LISTS, pa.list_(pa.float64())),

@@ -3,6 +3,7 @@
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -22,7 +23,7 @@ COLUMNS = {
     "lat": ColumnType.FLOAT64, "lon": ColumnType.FLOAT64,
 }  # fmt: skip
 TIME = datetime(2026, 7, 4, 22, 30, 5, tzinfo=UTC)
-ROW = {
+ROW: dict[str, Any] = {
     "event_time": TIME, "received_at": TIME + timedelta(seconds=2), "label": " Car_7 ", "speed_mps": 31.5,
     "labels": ["car", "person"], "scores": [0.9, 0.25], "lat": 48.14, "lon": 11.57,
 }  # fmt: skip
@@ -44,7 +45,7 @@ def test_the_pages_example_holds_on_both_engines(name: str, example: str) -> Non
         return
     micros = {key: [(value - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)] for key, value in ROW.items()
               if isinstance(value, datetime)}  # fmt: skip
-    assert evaluate({key: [value] for key, value in ROW.items()} | micros, [expression.to_edge()], 1) == [[True]]
+    assert evaluate({**{key: [value] for key, value in ROW.items()}, **micros}, [expression.to_edge()], 1) == [[True]]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

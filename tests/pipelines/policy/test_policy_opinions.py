@@ -20,7 +20,7 @@ from tests.pipelines.policy import expression_corpus as corpus
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class Alike(corpus.Writer):  # type: ignore[misc, name-defined]
+class Alike(corpus.Writer):
     """Writes what DuckDB, too, computes in doubles, three-valued and case-sensitive: no division, no NaN, no infinity.
 
     Numbers are written as 25e-1: DuckDB reads 2.5 as a decimal.
@@ -161,7 +161,7 @@ def test_the_clock_on_the_wall_is_that_of_the_standard_library(zone: str) -> Non
     pick = random.Random(zone)
     times = [datetime(1990, 1, 1, tzinfo=UTC) + timedelta(seconds=pick.randrange(59 * 365 * 86_400)) for _ in range(300)]
     local = [time.astimezone(ZoneInfo(zone)) for time in times]
-    values = {
+    values: dict[str, list[Any]] = {
         "t": [(time - EPOCH) // timedelta(microseconds=1) for time in times],
         "d": [f"{time:%Y-%m-%d}" for time in local],
         "m": [float(time.hour * 60 + time.minute) for time in local],
@@ -179,5 +179,5 @@ def test_a_number_in_a_text_is_the_nearest_double() -> None:
     pick = random.Random(2)
     texts = [f"{pick.uniform(-1, 1):.{pick.randint(0, 25)}f}e{pick.randint(-310, 308)}" for _ in range(3_000)]
     texts += [repr(pick.uniform(0, 1e6)) for _ in range(1_000)] + ["4.9406564584124654e-324", "2.2250738585072011e-308"]
-    values = {"s": texts, "x": [float(text) for text in texts]}
+    values: dict[str, list[Any]] = {"s": texts, "x": [float(text) for text in texts]}
     assert both("to_number(s) = x", {"s": ColumnType.STRING, "x": ColumnType.FLOAT64}, values) == [True] * len(texts)

@@ -259,7 +259,7 @@ def test_any_reader_finds_the_new_columns_and_the_others_as_they_were(
     wanted = plain.set_column(2, "tags", fresh.column(0))
     assert pq.read_table(target, page_checksum_verification=True).equals(wanted)
     assert pl.read_parquet(target).to_arrow().column("z").to_pylist() == wanted.column("z").to_pylist()
-    assert duckdb.sql(f"select tags, a from '{target}' order by z").fetchall() == list(  # a path of the test's own
+    assert duckdb.execute(f"select tags, a from '{target}' order by z").fetchall() == list(  # a path of the test's own
         zip(lists, wanted.column("a").to_pylist(), strict=True)
     )
 

@@ -5,7 +5,7 @@ import gzip
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,7 +33,13 @@ def zeek(path: Path) -> pa.Table:
                 names = [RENAMED.get(name, name) for name in line.rstrip("\n").split("\t")[1:]]
             elif not line.startswith("#"):
                 rows.append(line.rstrip("\n").split("\t"))
-    made = {"bool": lambda text: text == "T", "float64": float, "int64": int, "int32": int, "string": str}
+    made: dict[str, Callable[[str], object]] = {
+        "bool": lambda text: text == "T",
+        "float64": float,
+        "int64": int,
+        "int32": int,
+        "string": str,
+    }
     return pa.table({
         name: [None if row[place] in ("-", "(empty)") else made[types[name]](row[place]) for row in rows]
         for place, name in enumerate(names)

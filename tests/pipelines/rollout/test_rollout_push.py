@@ -141,10 +141,10 @@ class WireDevice:
 
     def _on_message(self, _client: Client, _userdata: object, message: MQTTMessage) -> None:
         if message.topic == self.topics.desired(self.name):
-            self.updater.on_desired(message.payload)
+            self.updater.on_desired(bytes(message.payload))
         else:
             properties: Any = message.properties
-            self.updater.on_piece(properties.CorrelationData, properties.UserProperty, message.payload)
+            self.updater.on_piece(properties.CorrelationData, properties.UserProperty, bytes(message.payload))
 
     def _send(self, request: ModelRequest) -> None:
         properties = Properties(PacketTypes.PUBLISH)

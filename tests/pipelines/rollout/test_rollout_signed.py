@@ -23,6 +23,7 @@ from pipelines.config import load_core_config
 from pipelines.director import add_director_key, director_folder, first_director, require_director
 from pipelines.rollout.rollouts import Rollout, RolloutStore
 from pipelines.rollout.server import ModelServer
+from schemas.ids import DeviceId
 from schemas.reported import DocumentReport, Reported, encode_reported
 from schemas.rollout import MAX_DESIRED_BYTES, DesiredModels, decode_desired
 from schemas.signed_document import DocumentKind, decode_body, decode_document, decode_message
@@ -53,7 +54,10 @@ class ServedDevice:
         self.store = RolloutStore(folder / "lake" / "models" / "rollouts")
         self.server = ModelServer(self.config, self.clock)
         self.messages: list[bytes] = []
-        self.server._link.publish = lambda topic, body, **_: self.messages.append(body)  # type: ignore[method-assign,return-value]
+        self.server._link.publish = self._keep  # type: ignore[method-assign,assignment]
+
+    def _keep(self, _topic: str, body: bytes, **_: object) -> None:
+        self.messages.append(body)
 
     def tick(self) -> int:
         """How many messages that were told."""
@@ -131,7 +135,7 @@ def test_the_server_tells_once_that_a_device_does_not_follow(served: ServedDevic
     report = Reported("line-3", 1, "0", documents=(DocumentReport("desired", 5, 1, "signed by no key that this device trusts"),))
     with structlog.testing.capture_logs() as logs:
         for _ in range(3):
-            served.server._remember("line-3", encode_reported(report))
+            served.server._remember(DeviceId("line-3"), encode_reported(report))
     assert [entry["reason"] for entry in logs] == ["desired: signed by no key that this device trusts"]
 
 

@@ -191,7 +191,9 @@ def cluster(start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path) -> Cl
 
 
 @pytest.mark.slow
-def test_a_dask_cluster_whose_worker_is_killed_writes_the_same_files_and_rows(landing, expected, cluster, tmp_path):
+def test_a_dask_cluster_whose_worker_is_killed_writes_the_same_files_and_rows(
+    landing: Path, expected: dict[str, Any], cluster: Cluster, tmp_path: Path
+) -> None:
     doomed = cluster.worker("--preload", str(Path(__file__).with_name("dies_at_item.py")))
     cluster.worker()
     wait_for_workers(cluster.file, 2)
@@ -202,8 +204,8 @@ def test_a_dask_cluster_whose_worker_is_killed_writes_the_same_files_and_rows(la
 
 @pytest.mark.slow
 def test_a_dask_cluster_whose_scheduler_is_killed_in_the_middle_is_tried_again_to_the_same_files(
-    landing, expected, cluster, tmp_path
-):
+    landing: Path, expected: dict[str, Any], cluster: Cluster, tmp_path: Path
+) -> None:
     cluster.worker()
     wait_for_workers(cluster.file, 1)
     lake = tmp_path / "dask"
@@ -232,14 +234,18 @@ def wait_for_workers(address_file: Path, count: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_warm_local_cluster_serves_many_runs_with_the_same_files(landing, expected, tmp_path):
+def test_a_warm_local_cluster_serves_many_runs_with_the_same_files(
+    landing: Path, expected: dict[str, Any], tmp_path: Path
+) -> None:
     with opened(Engine("dask", workers=2)) as engine:
         for number in range(2):
             assert run(landing, tmp_path / f"dask-{number}", engine) == expected
 
 
 @pytest.mark.slow
-def test_the_portable_protocol_carries_the_graph_to_the_same_files(landing, expected, start, tmp_path):
+def test_the_portable_protocol_carries_the_graph_to_the_same_files(
+    landing: Path, expected: dict[str, Any], start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
     ports = tmp_path / "port"
     job_server = start(
         "-m", "apache_beam.runners.portability.local_job_service_main", "--port", "0", "--port_file", str(ports),

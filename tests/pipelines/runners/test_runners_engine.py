@@ -1,5 +1,7 @@
 """Which runner is meant, and which graphs it is not given."""
 
+from pathlib import Path
+
 import apache_beam as beam
 import pytest
 from apache_beam.coders import VarIntCoder
@@ -38,7 +40,7 @@ def tagged(numbers):
     return numbers | beam.ParDo(lambda x: [x]).with_outputs("odd", main="even")
 
 
-def two_ends(numbers):
+def two_ends(numbers) -> None:
     doubled = numbers | beam.Map(lambda x: 2 * x)
     doubled | "a" >> beam.Map(print)
     doubled | "b" >> beam.Map(print)
@@ -59,7 +61,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("reason", WRONG)
-def test_a_graph_that_dask_gets_silently_wrong_is_refused_with_the_reason(reason):
+def test_a_graph_that_dask_gets_silently_wrong_is_refused_with_the_reason(reason) -> None:
     pipeline = beam.Pipeline(runner="FnApiRunner")
     WRONG[reason](pipeline | "numbers" >> beam.Create([1, 2, 3]))
     with pytest.raises(RefusedError, match=reason):
@@ -67,7 +69,7 @@ def test_a_graph_that_dask_gets_silently_wrong_is_refused_with_the_reason(reason
     check_graph(pipeline, RunnerKind.DIRECT)
 
 
-def test_the_graphs_of_this_project_are_such_that_every_runner_gets_them_right(tmp_path):
+def test_the_graphs_of_this_project_are_such_that_every_runner_gets_them_right(tmp_path: Path) -> None:
     run, chips = beam.Pipeline(runner="FnApiRunner"), beam.Pipeline(runner="FnApiRunner")
     ingest_graph.build(run, [], str(tmp_path), 1)
     imaging_graph.build(chips, [], CutLimits(1))
@@ -85,19 +87,19 @@ def test_the_graphs_of_this_project_are_such_that_every_runner_gets_them_right(t
         ({"options": ("--runner=x",)}, "before the --"),
     ],
 )
-def test_an_engine_that_cannot_be_is_refused_at_birth(arguments, reason):
+def test_an_engine_that_cannot_be_is_refused_at_birth(arguments, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         Engine(**arguments)
 
 
-def test_a_runner_without_its_address_says_what_to_give():
+def test_a_runner_without_its_address_says_what_to_give() -> None:
     with pytest.raises(ConfigError, match="--workers N"):
         Engine("dask").beam_options()
     with pytest.raises(ConfigError, match="--job_endpoint"):
         Engine("portable").beam_options()
 
 
-def test_dask_takes_one_work_item_to_a_task_unless_told_otherwise():
+def test_dask_takes_one_work_item_to_a_task_unless_told_otherwise() -> None:
     assert "--dask_partition_size=1" in Engine("dask", ("--dask_client_address=tcp://h:1",)).beam_options()
     given = ("--dask_client_address=tcp://h:1", "--dask_npartitions", "3")
     assert Engine("dask", given).beam_options() == list(given)

@@ -14,6 +14,7 @@ import pytest
 from pipelines.errors import ConfigError, RetryLaterError
 from pipelines.runners.engine import Engine, last_line, remedy
 from pipelines.runners.run import demand_workers, opened, run_pipeline
+from tests.plant.broker import RunningBroker
 
 ROOT = Path(__file__).resolve().parents[3]
 WAIT_S = 60.0
@@ -31,7 +32,7 @@ WAIT_S = 60.0
         ("grpc: Connection reset by peer", ""),
     ],
 )
-def test_what_no_trying_again_mends_is_told_from_what_may_pass(text, hint):
+def test_what_no_trying_again_mends_is_told_from_what_may_pass(text: str, hint: str) -> None:
     found = remedy(text)
     assert (hint in found) if hint else found == ""
     error = RuntimeError("job failed")
@@ -39,17 +40,17 @@ def test_what_no_trying_again_mends_is_told_from_what_may_pass(text, hint):
     assert remedy(error) == found
 
 
-def test_the_line_of_an_error_that_says_what_happened_is_found():
+def test_the_line_of_an_error_that_says_what_happened_is_found() -> None:
     assert last_line("Traceback\n  File x\nKeyError: 'a'\n\nWARNING:root:noise\n") == "KeyError: 'a'"
     assert last_line("") == ""
 
 
 @pytest.mark.parametrize(("options", "value"), [(("--a=1",), "1"), (("--b", "2", "--a", "3"), "3"), (("--a",), ""), ((), "")])
-def test_an_option_is_read_in_both_of_its_forms(options, value):
+def test_an_option_is_read_in_both_of_its_forms(options, value: str) -> None:
     assert Engine("direct", options).option("--a") == value
 
 
-def test_a_job_server_that_does_not_answer_is_waited_for_by_starting_again():
+def test_a_job_server_that_does_not_answer_is_waited_for_by_starting_again() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -57,14 +58,14 @@ def test_a_job_server_that_does_not_answer_is_waited_for_by_starting_again():
         pass
 
 
-def test_runners_that_work_here_are_not_tried_first(monkeypatch):
+def test_runners_that_work_here_are_not_tried_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", lambda *_a, **_m: pytest.fail("a process was started"))
     demand_workers(Engine("direct"))
     demand_workers(Engine("dask", ("--dask_client_address=tcp://x:1",)))
     demand_workers(Engine("portable", ("--job_endpoint=localhost:1",)), within_s=0)
 
 
-def test_a_job_server_s_jar_that_is_missing_is_configuration_and_not_tried_again():
+def test_a_job_server_s_jar_that_is_missing_is_configuration_and_not_tried_again() -> None:
     engine = Engine("flink", ("--flink_master=localhost:1", "--flink_job_server_jar=/nonexistent.jar"))
     with pytest.raises(ConfigError, match=r"--flink_job_server_jar=PATH.*Unable to parse jar"):
         run_pipeline(engine, "run 1", lambda pipeline: __import__("apache_beam").Create([1]).__ror__(pipeline))
@@ -110,7 +111,9 @@ def until_gone(pids: list[int]) -> None:
 
 
 @pytest.mark.slow
-def test_workers_that_have_beam_pass_and_those_without_are_a_stop_with_the_remedy(job_server, tmp_path):
+def test_workers_that_have_beam_pass_and_those_without_are_a_stop_with_the_remedy(
+    job_server: Callable[..., tuple[str, ...]], tmp_path: Path
+) -> None:
     demand_workers(Engine("portable", job_server("--environment_type=LOOPBACK")), WAIT_S)
     unknown = job_server("--environment_type=PROCESS", '--environment_config={"command": "/usr/bin/false"}')
     with pytest.raises(ConfigError, match="does not know that environment"):
@@ -122,7 +125,9 @@ def test_workers_that_have_beam_pass_and_those_without_are_a_stop_with_the_remed
 
 
 @pytest.mark.slow
-def test_a_loop_that_waits_for_workers_ends_on_sigterm_with_all_it_started(job_server, broker, tmp_path):
+def test_a_loop_that_waits_for_workers_ends_on_sigterm_with_all_it_started(
+    job_server: Callable[..., tuple[str, ...]], broker: RunningBroker, tmp_path: Path
+) -> None:
     python = python_without_beam(tmp_path)
     options = job_server("--environment_type=beam:env:harness_subprocess_python:v1", f"--environment_config={python}")
     config = tmp_path / "core.toml"

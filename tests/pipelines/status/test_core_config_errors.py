@@ -1,5 +1,7 @@
 """A wrong core.toml is answered with the line, the key and what was meant."""
 
+from pathlib import Path
+
 import pytest
 
 from pipelines.config import load_core_config
@@ -17,7 +19,7 @@ from pipelines.errors import ConfigError
         ("lake = lake\n", 1, "text stands in quotes"),
     ],
 )
-def test_a_wrong_key_is_named_with_its_line(tmp_path, text, line, words):
+def test_a_wrong_key_is_named_with_its_line(tmp_path: Path, text: str, line: int, words: str) -> None:
     (tmp_path / "core.toml").write_text(text)
     with pytest.raises(ConfigError) as caught:
         load_core_config(tmp_path / "core.toml")
@@ -25,7 +27,7 @@ def test_a_wrong_key_is_named_with_its_line(tmp_path, text, line, words):
     assert words in str(caught.value)
 
 
-def test_all_wrong_keys_are_named_at_once(tmp_path):
+def test_all_wrong_keys_are_named_at_once(tmp_path: Path) -> None:
     (tmp_path / "core.toml").write_text('lake = "lake"\n[bridge]\nseal_bites = 1\n[run]\nrunner = 5\n')
     with pytest.raises(ConfigError) as caught:
         load_core_config(tmp_path / "core.toml")

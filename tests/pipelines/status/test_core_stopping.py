@@ -52,7 +52,7 @@ def start(program: str) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_process_that_is_stuck_in_a_library_ends_with_its_children(number):
+def test_a_process_that_is_stuck_in_a_library_ends_with_its_children(number) -> None:
     process = start(STUCK)
     assert process.stdout is not None
     child = int(process.stdout.readline())
@@ -63,7 +63,7 @@ def test_a_process_that_is_stuck_in_a_library_ends_with_its_children(number):
     until_gone([child])
 
 
-def test_a_process_that_ends_in_order_is_not_forced():
+def test_a_process_that_ends_in_order_is_not_forced() -> None:
     process = start(
         "from pipelines.stopping import stop_on_signals\nstop = stop_on_signals(30)\nprint(1, flush=True)\nstop.wait()"
     )
@@ -74,7 +74,7 @@ def test_a_process_that_ends_in_order_is_not_forced():
     assert process.returncode == 0
 
 
-def test_children_that_do_not_end_are_killed_in_time_and_the_others_end_in_order():
+def test_children_that_do_not_end_are_killed_in_time_and_the_others_end_in_order() -> None:
     ready = "import signal, sys, time; signal.signal(15, {}); print(1, flush=True); time.sleep(1000)"
     deaf, good = ready.format("signal.SIG_IGN"), ready.format("lambda *_: sys.exit(0)")
     children = [Child(name, [sys.executable, "-c", program]) for name, program in (("a", good), ("b", deaf), ("c", good))]

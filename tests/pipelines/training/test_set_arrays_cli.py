@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -16,12 +17,13 @@ from pipelines.training.array_rules import PictureRule
 from pipelines.training.build import BuildOptions, build_set
 from pipelines.training.open import open_set
 from tests.fakes.run_core import RunCore
+from tests.plant.present import present
 
 RUN = CliRunner()
 WINDOWS = ["--format", "zarr", "--window", "2s", "--stride", "1s", "--rate", "10", "--columns", "speed,yaw"]
 
 
-def pictures(lake: Path, rule: PictureRule, where: str = "brightness > 0", **options: object) -> Path:
+def pictures(lake: Path, rule: PictureRule, where: str = "brightness > 0", **options: Any) -> Path:
     # The first payload of every fifty is empty, which is no picture.
     chosen = BuildOptions(**{"split": {"train": 0.5, "test": 0.5}, "arrays": rule, **options})
     manifest = build_set(lake_at(lake), "pixels", ("camera_frame",), where, seed=4, options=chosen)
@@ -65,7 +67,7 @@ def test_pictures_become_pixels_that_are_those_of_the_payload(sound: Path) -> No
         for sample in open_set(sound / "sets/payloads" / str(as_payload.version))
     }
     for sample in split[:20]:
-        assert np.abs(sample.array.astype(int) - decoded(payloads[sample["device"], sample["seq"]])).mean() < 2
+        assert np.abs(sample.array.astype(int) - decoded(present(payloads[sample["device"], sample["seq"]]))).mean() < 2
     lazy = da.from_zarr(str(folder / "train.zarr/pixels"))
     assert np.array_equal(lazy[3].compute(scheduler="synchronous"), split[3].array)
 

@@ -18,11 +18,12 @@ from PIL import Image
 
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.training.batches import BatchOptions, Int64s, SetBatches, decode_image
+from pipelines.training.open import open_set
 from pipelines.training.order import EpochOrder, EpochState, Tail
 from pipelines.training.permutation import Permutation
 from pipelines.training.sample import Sample
 from tests.pipelines.training.conftest import jpeg
-from tests.pipelines.training.test_set_build import built, open_set, rot
+from tests.pipelines.training.test_set_build import built, rot
 
 ALL = {"train": 1.0}
 
@@ -30,8 +31,14 @@ ALL = {"train": 1.0}
 class Numbers:
     """A source whose samples are their own numbers: for orders without files."""
 
-    def samples(self, indexes: Int64s) -> Iterator[Sample]:
-        return (Sample(index, None, self) for index in indexes.tolist())
+    def chunks(self, indexes: Int64s) -> Iterator[list[Sample]]:
+        yield [Sample(index, None, self) for index in indexes.tolist()]
+
+    def names(self, indexes: Int64s) -> dict[str, np.ndarray]:
+        return {"index": indexes}
+
+    def expect(self, indexes: Int64s) -> None:
+        """Nothing is far away."""
 
     def array_batch(self, indexes: np.ndarray) -> dict[str, np.ndarray]:
         return {}
@@ -53,7 +60,12 @@ def test_any_ranks_batch_sizes_and_stops_give_every_sample_exactly_once(count: i
     while position < count:
         world, taken = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 6))
         ranks = [
-            SetBatches(Numbers(), EpochOrder(permutation, rank, world, position, Tail.UNEVEN), BatchOptions(size), "d", "train")
+            SetBatches(
+                Numbers(),
+                EpochOrder(permutation, rank, world, position, Tail.UNEVEN),
+                BatchOptions(size),
+                EpochState("d", "train", 5, 1, position),
+            )
             for rank in range(world)
         ]
         for batches in ranks:

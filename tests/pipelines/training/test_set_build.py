@@ -7,6 +7,7 @@ import pickle
 from collections import Counter
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -27,9 +28,11 @@ from pipelines.training.manifest import SplitRule, load_manifest
 from pipelines.training.open import TrainingSet, open_set
 from pipelines.training.order import state_from_bytes
 from pipelines.training.select import select_rows
+from pipelines.training.set_files import FolderFiles
 from pipelines.training.shards import ShardLimits
 from pipelines.training.split import plan_splits
 from tests.pipelines.training.conftest import key_columns, tag_columns
+from tests.plant.present import present
 
 HALVES = {"train": 0.5, "test": 0.5}
 
@@ -45,7 +48,7 @@ class FixedClock:
         raise AssertionError("nothing here waits")
 
 
-def built(lake: Path, where: str = "", streams: tuple[str, ...] = ("camera_frame",), **options: object) -> Path:
+def built(lake: Path, where: str = "", streams: tuple[str, ...] = ("camera_frame",), **options: Any) -> Path:
     options = {"split": HALVES, **options}
     manifest = build_set(lake_at(lake), "frames", streams, where, seed=4, options=BuildOptions(**options), clock=FixedClock())
     return lake / "sets/frames" / str(manifest.version)
@@ -82,7 +85,7 @@ def test_the_payload_and_columns_of_each_sample_belong_together(lake: Path) -> N
     split = open_set(built(lake))
     assert len(split) > 0
     for sample in split:
-        assert hashlib.sha256(sample.payload).hexdigest() == sample["payload_sha256"] == sample.columns["payload_sha256"]
+        assert hashlib.sha256(present(sample.payload)).hexdigest() == sample["payload_sha256"] == sample.columns["payload_sha256"]
         assert set(sample.columns) == {column.name for column in split.manifest.columns}
 
 
@@ -134,7 +137,7 @@ def test_duckdb_pyarrow_and_polars_read_a_set_without_our_code(lake: Path) -> No
     folder = built(lake, limits=ShardLimits(max_rows=50))
     split = open_set(folder)
     glob = str(folder / "train-*.parquet")
-    digests = [row[0] for row in duckdb.sql(f"select sha256(payload) from '{glob}' order by device, seq").fetchall()]
+    digests = [row[0] for row in duckdb.execute(f"select sha256(payload) from '{glob}' order by device, seq").fetchall()]
     expected = split.to_arrow(["device", "seq", "payload_sha256"]).sort_by([("device", "ascending"), ("seq", "ascending")])
     assert digests == expected["payload_sha256"].to_pylist()
     assert pl.scan_parquet(glob).select(pl.len()).collect().item() == len(split)
@@ -153,7 +156,7 @@ def test_a_tabular_set_reads_as_arrow_numpy_and_samples(lake: Path) -> None:
     speeds = split.to_numpy(["speed"])["speed"]
     assert speeds.min() > 100
     assert [sample["speed"] for sample in split] == speeds.tolist()
-    assert duckdb.sql(f"select count(*) from '{split.folder}/train-*.parquet'").fetchall() == [(len(split),)]
+    assert duckdb.execute(f"select count(*) from '{split.folder}/train-*.parquet'").fetchall() == [(len(split),)]
 
 
 def test_streams_with_different_columns_stand_in_one_set(lake: Path) -> None:
@@ -243,7 +246,7 @@ def test_what_cannot_be_built_or_opened_is_refused_with_the_way_out(lake: Path) 
     with pytest.raises(NotFoundError, match="no split"):
         open_set(built(lake), "holdout")
     with pytest.raises(RefusedError, match="file://"):
-        open_set("s3://bucket/set")
+        open_set("gs://bucket/set")
 
 
 def test_the_card_shows_pictures_and_escapes_what_came_from_outside(lake: Path) -> None:
@@ -353,7 +356,7 @@ def test_a_sample_that_crosses_a_process_takes_its_own_columns_and_no_manifest(l
 
 def rot(folder: Path, index: int) -> None:
     """Flip one bit in the middle of a payload of the train split."""
-    offset, length = SplitIndex(folder, load_manifest(folder / "manifest.json"), "train").place(index)
+    offset, length = SplitIndex(FolderFiles(folder), load_manifest(folder / "manifest.json"), "train").place(index)
     path = folder / "train-00000.parquet"
     body = bytearray(path.read_bytes())
     body[offset + length // 2] ^= 1

@@ -3,6 +3,7 @@
 import re
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -15,12 +16,12 @@ from pipelines.training.build import BuildOptions, build_set
 HOSTILE = "<script>alert(1)</script>"
 
 
-def card_of(root: Path, **options: object) -> str:
+def card_of(root: Path, **options: Any) -> str:
     manifest = build_set(lake_at(root), "frames", ("camera_frame",), options=BuildOptions(**options))
     return (root / f"sets/frames/{manifest.version}/card.html").read_text()
 
 
-def numbers_lake(root: Path, count: int = 60, **columns: object) -> Path:
+def numbers_lake(root: Path, count: int = 60, **columns: Any) -> Path:
     times = [datetime(2026, 1, 1 + row % 20, tzinfo=UTC) for row in range(count)]
     base = {
         "device": pa.array([f"cam-{row % 40:02d}" for row in range(count - 1)] + [HOSTILE]),

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.commands.training_set import parse_duration_s, parse_split, set_app
+from pipelines.commands.training_set import parse_split, set_app
 from pipelines.errors import RefusedError
+from pipelines.training.spec import parse_duration_s
 from tests.fakes.run_core import RunCore
 
 RUN = CliRunner()

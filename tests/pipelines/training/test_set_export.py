@@ -7,6 +7,7 @@ import tarfile
 import warnings
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,19 +26,20 @@ from pipelines.training.export.samples import ExportSource
 from pipelines.training.open import open_set
 from tests.fakes.run_core import RunCore
 from tests.pipelines.training.test_set_build import FixedClock
+from tests.plant.present import present
 
 HALVES = {"train": 0.5, "test": 0.5}
 PEERS = "make test-peers fetches it; make setup does not"
 Payloads = dict[tuple[str, int], bytes]
 
 
-def set_of(lake: Path, where: str = "", **options: object) -> ExportSource:
+def set_of(lake: Path, where: str = "", **options: Any) -> ExportSource:
     chosen = BuildOptions(**{"split": HALVES, **options})
     manifest = build_set(lake_at(lake), "frames", ("camera_frame",), where, seed=4, options=chosen)
     return ExportSource(lake / "sets/frames" / str(manifest.version), manifest)
 
 
-def exported(lake: Path, form: str, source: ExportSource | None = None, **order: object) -> tuple[Path, ExportRecord]:
+def exported(lake: Path, form: str, source: ExportSource | None = None, **order: Any) -> tuple[Path, ExportRecord]:
     target = lake.parent / form
     chosen = ExportOrder(**{"form": ExportFormat(form), "recipient": "lab", **order})
     return target, export_set(lake_at(lake), source or set_of(lake), target, chosen, FixedClock())
@@ -45,7 +47,7 @@ def exported(lake: Path, form: str, source: ExportSource | None = None, **order:
 
 def payloads(lake: Path, split: str) -> Payloads:
     """What the set itself holds."""
-    return {(sample["device"], sample["seq"]): sample.payload for sample in open_set(lake / "sets/frames/1", split)}
+    return {(sample["device"], sample["seq"]): present(sample.payload) for sample in open_set(lake / "sets/frames/1", split)}
 
 
 def with_boxes(lake: Path) -> ExportSource:
@@ -93,7 +95,7 @@ def test_windows_go_to_webdataset_as_npy_and_nowhere_else(driven: Path) -> None:
     source = ExportSource(driven / "sets/drives/1", manifest)
     folder, _ = exported(driven, "webdataset", source)
     with tarfile.open(folder / "train-000000.tar") as tar:
-        window = np.load(io.BytesIO(tar.extractfile("000000003.windows.npy").read()))
+        window = np.load(io.BytesIO(present(tar.extractfile("000000003.windows.npy")).read()))
     assert np.array_equal(window, open_set(source.folder)[3].array, equal_nan=True)
     with pytest.raises(RefusedError, match="holds arrays"):
         exported(driven, "mds", source)
@@ -170,7 +172,7 @@ def test_an_mds_shard_is_laid_out_as_its_index_says(lake: Path) -> None:
         assert found == payloads(lake, split)
 
 
-def mds_row(body: bytes, shard: dict) -> dict[str, bytes]:
+def mds_row(body: bytes, shard: dict[str, Any]) -> dict[str, bytes]:
     varying = [size for size in shard["column_sizes"] if size is None]
     lengths = iter(np.frombuffer(body, "<u4", len(varying)).tolist())
     row, at = {}, 4 * len(varying)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pipelines.errors import RefusedError
-from pipelines.training.open import TrainingSet
-from tests.pipelines.training.test_set_build import built, open_set
+from pipelines.training.open import TrainingSet, open_set
+from tests.pipelines.training.test_set_build import built
 
 FETCHED = Path(__file__).resolve().parents[3] / ".torch"
 
@@ -81,5 +81,7 @@ def test_a_plain_data_loader_takes_the_set_with_a_list_of_samples(torch: Any, sp
 
 
 def test_an_option_that_the_loader_sets_itself_is_refused(split: TrainingSet, torch: Any) -> None:
-    with pytest.raises(RefusedError, match="shuffle: the loader sets this itself"):
+    with pytest.raises(RefusedError, match="sampler: the loader sets this itself"):
+        split.torch(8, sampler=range(3))
+    with pytest.raises(RefusedError, match="shuffle: True cannot be; give 'full', 'block'"):
         split.torch(8, shuffle=True)

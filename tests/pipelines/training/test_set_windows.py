@@ -5,6 +5,7 @@ import pickle
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -17,51 +18,60 @@ from hypothesis import strategies as st
 
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.lake import lake_at
+from pipelines.training.array_reader import ArraySample
 from pipelines.training.array_rules import LabelRule, Resample, WindowRule
 from pipelines.training.build import BuildOptions, build_set
 from pipelines.training.open import TrainingSet, open_set
+from pipelines.training.sample import Sample
 from pipelines.training.windows import plan_windows, resample_blocks
 from tests.pipelines.training.conftest import START, drive
+from tests.plant.present import present
 
 HALVES = {"train": 0.5, "test": 0.5}
 RULE = WindowRule(window_s=2.0, stride_s=1.0, rate_hz=10.0, columns=("speed", "yaw"))
 
 
 def grid(rows: pa.Table, rule: WindowRule) -> tuple[np.ndarray, np.ndarray]:
-    """Values and holes of the only stretch."""
+    """Values and gaps of the only stretch."""
     blocks = list(resample_blocks(plan_windows(rows, rule), 7))
     return np.concatenate([values for _, values, _ in blocks]), np.concatenate([mask for _, _, mask in blocks])
 
 
-def built(lake: Path, rule: WindowRule = RULE, name: str = "drives", **options: object) -> Path:
+def built(lake: Path, rule: WindowRule = RULE, name: str = "drives", **options: Any) -> Path:
     chosen = BuildOptions(**{"split": HALVES, "arrays": rule, **options})
     manifest = build_set(lake_at(lake), name, ("telemetry",), seed=4, options=chosen)
     return lake / "sets" / name / str(manifest.version)
+
+
+def window(sample: Sample) -> ArraySample:
+    """The sample as one of a set of windows."""
+    assert isinstance(sample, ArraySample)
+    return sample
 
 
 def test_every_window_holds_the_values_of_its_device_at_its_times(driven: Path) -> None:
     folder = built(driven)
     sides = [open_set(folder, split) for split in HALVES]
     assert sum(len(side) for side in sides) == 6 * 29
-    for sample in (sample for side in sides for sample in side):
+    for sample in (window(sample) for side in sides for sample in side):
         car, start_s = int(sample["device"][-1]), (sample["event_time"] - START).total_seconds()
         wanted = start_s + np.arange(20) / 10
-        assert sample.array.shape == sample.mask.shape == (20, 2)
+        assert sample.array.shape == present(sample.mask).shape == (20, 2)
         assert np.allclose(sample.array[:, 0], car * 100 + wanted)
         assert sample["seq"] == round(start_s * 20)
-        there = sample.mask[:, 1]
+        there = present(sample.mask)[:, 1]
         assert np.allclose(sample.array[there, 1], np.minimum(wanted[there], np.where(wanted[there] < 13, 9.95, 1e9)))
         assert np.isnan(sample.array[~there, 1]).all()
 
 
 def test_no_value_lies_further_away_than_a_hole(driven: Path) -> None:
-    samples = [sample for split in HALVES for sample in open_set(built(driven), split)]
-    holes = {
+    samples = [window(sample) for split in HALVES for sample in open_set(built(driven), split)]
+    gaps = {
         round((sample["event_time"] - START).total_seconds() + step / 10, 1)
         for sample in samples
-        for step in np.flatnonzero(~sample.mask[:, 1])
+        for step in np.flatnonzero(~present(sample.mask)[:, 1])
     }
-    assert holes == {round(11 + step / 10, 1) for step in range(20)}
+    assert gaps == {round(11 + step / 10, 1) for step in range(20)}
 
 
 @pytest.mark.parametrize(
@@ -207,11 +217,12 @@ def test_zarr_and_dask_open_the_arrays_without_our_code(driven: Path) -> None:
     split = open_set(folder)
     group = zarr.open_group(str(folder / "train.zarr"), mode="r")
     assert group.attrs["channels"] == ["speed", "yaw"]
-    windows = group["windows"]
+    windows: Any = group["windows"]
+    mask: Any = group["mask"]
     assert (windows.metadata.zarr_format, windows.metadata.dimension_names) == (3, ("window", "step", "channel"))
-    mine = np.stack([sample.array for sample in split])
+    mine = np.stack([window(sample).array for sample in split])
     assert np.array_equal(windows[:], mine, equal_nan=True)
-    assert np.array_equal(group["mask"][:], np.stack([sample.mask for sample in split]))
+    assert np.array_equal(mask[:], np.stack([present(window(sample).mask) for sample in split]))
     lazy = da.from_zarr(str(folder / "train.zarr/windows"))
     assert np.array_equal(lazy.compute(scheduler="synchronous"), mine, equal_nan=True)
     keys = pq.read_table(folder / "train-00000.parquet", columns=["device"])["device"].to_pylist()
@@ -252,7 +263,7 @@ def test_batches_and_filters_serve_windows_as_they_serve_payloads(driven: Path) 
     assert batch["windows"].shape == batch["mask"].shape == (8, 20, 2)
     of_key = {(sample["device"], sample["seq"]): sample for sample in split}
     for at, key in enumerate(zip(batch["device"], batch["seq"].tolist(), strict=True)):
-        assert np.array_equal(batch["windows"][at], of_key[key].array, equal_nan=True)
+        assert np.array_equal(batch["windows"][at], window(of_key[key]).array, equal_nan=True)
 
 
 def damaged(folder: Path, name: str) -> TrainingSet:
@@ -300,7 +311,7 @@ def test_a_split_without_windows_is_empty_arrays(driven: Path) -> None:
         ({"window_s": 1e6, "stride_s": 1.0, "rate_hz": 1000.0}, "whole number"),
     ],
 )
-def test_a_rule_that_cannot_be_is_refused(wrong: dict[str, object], match: str) -> None:
+def test_a_rule_that_cannot_be_is_refused(wrong: dict[str, Any], match: str) -> None:
     with pytest.raises(RefusedError, match=match):
         WindowRule(**{"window_s": 2.0, "stride_s": 1.0, "rate_hz": 10.0, "columns": ("speed",), **wrong})
 

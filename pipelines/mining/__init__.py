@@ -1,0 +1,1 @@
+"""Find samples worth a look: alike, rare, uncertain or disagreeing ones, for label queues and training sets."""
