@@ -37,7 +37,7 @@ from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import COMMITS, RUNS, landing_folder, stream_table
 from pipelines.lake.ledger import Ledger
 from pipelines.lake.ledger_files import prune_ledgers, read_ledger, write_ledger
-from pipelines.maintenance.maintain import LogUpkeep, maintain
+from pipelines.maintenance.maintain import LogShortener, maintain
 from pipelines.maintenance.vacuum import Keep
 from pipelines.runners.engine import Engine
 from schemas.contract import Column, ColumnType, Contract
@@ -76,7 +76,7 @@ SMOKE = Size((10, 100), (1, 5), (10, 1_000), turns=2, steps=20)
 def commits(size: Size) -> None:
     """Milliseconds of a run and of its commits when the lake has so many behind it; in turns.
 
-    Never maintained, then as a run loop keeps it that nobody maintains (`LogUpkeep`), then after maintenance.
+    Never maintained, then as a run loop keeps it that nobody maintains (`LogShortener`), then after maintenance.
     """
     lakes = {mark: Lake(1) for mark in size.commits}
     try:
@@ -86,7 +86,7 @@ def commits(size: Size) -> None:
         keep = Keep(grace_s=0, versions=20)
         tidy: dict[str, Callable[[Lake], object]] = {
             "never maintained": lambda _: None,
-            "kept by the loop": lambda lake: LogUpkeep(lake_at(lake.root), keep).after_run(lake.loop.ledger.run),
+            "kept by the loop": lambda lake: LogShortener(lake_at(lake.root), keep).after_run(lake.loop.ledger.run),
             "after maintenance": lambda lake: maintain(lake_at(lake.root), keep),
         }
         for when, act in tidy.items():

@@ -123,10 +123,10 @@ def run(
 ) -> None:
     """Turn landed segments into rows, again and again: plan, run, commit, receipts. Kill it at any time."""
     from catchment.runtime.clock import SystemClock  # noqa: PLC0415  # heavy only here
-    from pipelines.commands.maintenance import keep_of  # noqa: PLC0415  # heavy only here
     from pipelines.ingest.loop_process import run_loop  # noqa: PLC0415  # heavy only here
     from pipelines.lake.lake import lake_of  # noqa: PLC0415  # only here
-    from pipelines.maintenance.maintain import LogUpkeep, only_maintenance  # noqa: PLC0415  # only here
+    from pipelines.maintenance.maintain import LogShortener, only_maintenance  # noqa: PLC0415  # only here
+    from pipelines.maintenance.vacuum import Keep  # noqa: PLC0415  # only here
     from pipelines.runners.engine import Engine  # noqa: PLC0415  # only here
 
     core = load_core_config(config)
@@ -140,8 +140,8 @@ def run(
             done = backfill(core, segments_of(from_landing), engine, SystemClock())
         show("Replaced rows", [asdict(one) for one in done], as_json=as_json)
         return
-    upkeep = LogUpkeep(lake_of(core), keep_of(core))
-    run_loop(core, stop_on_signals(), SystemClock(), once=once, engine=engine, after_run=upkeep.after_run)
+    shortener = LogShortener(lake_of(core), Keep.of(core.maintain))
+    run_loop(core, stop_on_signals(), SystemClock(), once=once, engine=engine, after_run=shortener.after_run)
 
 
 @app.command()

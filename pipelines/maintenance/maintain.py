@@ -7,7 +7,8 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import structlog
 
@@ -28,8 +29,8 @@ from pipelines.maintenance.log_trim import keep_log, trim_logs
 from pipelines.maintenance.vacuum import Keep, Vacuum, Vacuumed
 from pipelines.quality.store import quality_table
 
-# A lake that is maintained every hour has at most 7,200 commits between; a log of this length costs a run some 20 ms.
-LONG_LOG_ENTRIES = 10_000
+# Four times what maintenance leaves by default: few enough for a run to cost what it did, and reached at most every 1,500 runs.
+LONG_LOG_ENTRIES = 2_000
 LOOK_EVERY_RUNS = 500
 
 log = structlog.get_logger(__name__)
@@ -82,21 +83,37 @@ def _forget_prepared(lake: Lake) -> None:
 
 
 @contextmanager
-def only_maintenance(lake: Lake) -> Iterator[None]:
+def only_maintenance(lake: Lake, *, is_run_loop: bool = False) -> Iterator[None]:
     """Be the only one that rewrites or deletes files of this lake, until the process ends however it ends.
+
+    Args:
+        lake: the lake.
+        is_run_loop: whether it is the run loop, which leaves the work to maintenance; that waits for the little the loop does.
 
     Raises:
         RefusedError: another one is at work, of a remote lake on whatever machine.
     """
     (lake.root / RUNS).mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(maintain_lock_path(lake.root), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    with ExitStack() as held:
+        # The folder itself is the lock that the run loop holds while it shortens logs.
+        gate = held.enter_context(ExitStack())
+        gate.enter_context(_locked(lake.root / RUNS, lake, os.O_RDONLY, is_waiting=not is_run_loop))
+        held.enter_context(_locked(maintain_lock_path(lake.root), lake, os.O_RDWR | os.O_CREAT))
+        if not is_run_loop:
+            gate.close()
+        held.enter_context(only_maintainer(lake, "maintenance"))
+        yield
+
+
+@contextmanager
+def _locked(path: Path, lake: Lake, flags: int, *, is_waiting: bool = False) -> Iterator[None]:
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if is_waiting else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise RefusedError(f"{lake.root}: maintenance is at work already; leave it to that one") from error
-        with only_maintainer(lake, "maintenance"):
-            yield
+        yield
     finally:
         os.close(descriptor)
 
@@ -124,13 +141,13 @@ def maintain(lake: Lake, keep: Keep) -> tuple[list[Compacted], Vacuumed]:
         return compacted, Vacuum(lake, keep).sweep()
 
 
-class LogUpkeep:
-    """Shortens the logs between runs where nobody maintains the lake: else each commit would list ever more of them.
+class LogShortener:
+    """Shortens the logs between runs where maintenance comes too seldom: else each commit would list ever more of them.
 
     Args:
         lake: the lake.
         keep: how long older versions are kept.
-        long_log_entries: entries of the commits table's log from which on it is too long.
+        long_log_entries: entries of the commits table's log from which on it is too long; at least twice what is kept.
         look_every_runs: runs between two looks; the first run after a start looks, too.
     """
 
@@ -139,7 +156,7 @@ class LogUpkeep:
     ) -> None:
         self._lake = lake
         self._keep = keep
-        self._long_log_entries = long_log_entries
+        self._long_log_entries = max(long_log_entries, 2 * keep.versions)
         self._look_every_runs = look_every_runs
         self._due_run = 0
 
@@ -152,15 +169,15 @@ class LogUpkeep:
             entries = sum(file.kind is LogKind.ENTRY for file in log_files(self._lake, COMMITS))
             if entries < self._long_log_entries:
                 return
-            log.warning("lake_not_maintained", entries=entries, hint="run `catchment maintain` every hour")
-            self._shorten()
+            self._shorten(entries)
         except (PipelineError, OSError) as error:
             log.warning("logs_not_shortened", reason=str(error))
 
-    def _shorten(self) -> None:
+    def _shorten(self, entries: int) -> None:
         began_s = time.monotonic()
         keep = keep_log(self._keep.versions_h, self._keep.versions, self._keep.grace_s)
-        with only_maintenance(self._lake):
+        with only_maintenance(self._lake, is_run_loop=True):
             archive_runs(self._lake)
             trimmed = trim_logs(self._lake, keep)
-        log.info("logs_shortened", tables=len(trimmed), took_ms=round((time.monotonic() - began_s) * 1_000))
+        took_ms = round((time.monotonic() - began_s) * 1_000)
+        log.info("logs_shortened", entries=entries, tables=len(trimmed), took_ms=took_ms)
