@@ -17,8 +17,12 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 import zarr
+from deltalake import write_deltalake
 
+from pipelines.lake.lake import lake_at
 from pipelines.training.array_rules import WindowRule
+from pipelines.training.build import BuildOptions, build_set
+from pipelines.training.open import open_set
 from pipelines.training.shards import Progress
 from pipelines.training.windows import plan_windows
 from pipelines.training.zarr_set import write_windows
@@ -74,6 +78,38 @@ def bare(folder: Path, rows: pa.Table, windows: int) -> None:
 T = TypeVar("T")
 
 
+def reading(folder: Path, rows: pa.Table) -> dict[str, float]:
+    """Windows a second, read at random with their masks: ours in batches and one by one, and zarr itself."""
+    write_deltalake(folder / "streams/telemetry", rows.drop_columns(["stream"]))
+    rule = WindowRule(2.0, 1.0, RATE_HZ, CHANNELS)
+    build_set(lake_at(folder), "drives", ("telemetry",), options=BuildOptions(arrays=rule))
+    train = open_set(folder / "sets/drives/1", "train")
+    store = str(folder / "sets/drives/1/train.zarr")
+    values, mask = (zarr.open_array(f"{store}/{name}", mode="r") for name in ("windows", "mask"))
+    few = np.random.default_rng(2).permutation(len(train))[:300].tolist()
+
+    def batches() -> int:
+        return sum(len(batch["index"]) for batch in train.numpy(64, seed=1))
+
+    def samples() -> int:
+        return sum(1 for _ in train.shuffled(seed=1))
+
+    def one_by_one() -> int:
+        return sum(np.asarray(values[at]).ndim // 2 + 0 * np.asarray(mask[at]).ndim for at in few)
+
+    def whole() -> int:
+        return len(np.asarray(values[:])) + 0 * np.asarray(mask[:]).ndim
+
+    ways = {"batches": batches, "samples": samples, "zarr at random": one_by_one, "zarr from end to end": whole}
+    return {name: statistics.median(_rate(way) for _ in range(RUNS)) for name, way in ways.items()}
+
+
+def _rate(way: Callable[[], int]) -> float:
+    began = time.perf_counter()
+    count = way()
+    return count / (time.perf_counter() - began)
+
+
 def timed(work: Callable[[Path], T]) -> tuple[float, T]:
     folder = Path(tempfile.mkdtemp(prefix="windows-"))
     try:
@@ -101,6 +137,10 @@ def main() -> None:
     rate, plain = windows / statistics.median(mine), windows / statistics.median(theirs)
     print(f"{windows:,} windows of 100 steps x 3 channels from {len(rows):,} rows; plan, mask, shuffle and sha256 included")
     print(f"ours {rate:,.0f}/s, bare {plain:,.0f}/s: {rate / plain:.2f}")
+    few = rows_of(*((3, 20) if options.smoke else (20, 1_000)))
+    with tempfile.TemporaryDirectory(prefix="windows-") as folder:
+        rates = reading(Path(folder), few)
+    print("read, windows and masks a second:", ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items()))
     print(f"of the last: plan {parts['plan']:.2f} s, write {parts['write']:.2f} s")
 
 

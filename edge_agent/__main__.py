@@ -1,13 +1,19 @@
-"""The agent's own process: nothing but what it needs to run. `edge-agent run` checks the configuration, then becomes this."""
+"""The agent's process: nothing but what it needs to run. `edge-agent run` checks the configuration, then becomes this.
+
+It holds its state folder, hears signals, waits for its spool where it must, and runs.
+"""
 
 import argparse
 import logging
+import signal
 import sys
+import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TextIO, cast
 
-from edge_agent.process.startup import load_later
+from edge_agent.startup import load_later
 
 # What libraries load only because it happens to be installed stays out: rich (structlog, for coloured tracebacks) and
 # dnspython (paho, for SRV records) are 6 MB that a small device would keep for ever. None counts as not installed.
@@ -20,12 +26,14 @@ logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # 3.11 does not k
 
 import structlog  # noqa: E402
 
+from catchment.runtime.clock import SystemClock  # noqa: E402
 from catchment.runtime.plain import plain_event, plain_message, plain_tracebacks  # noqa: E402
+from edge_agent.agent import Agent, agent_version  # noqa: E402
 from edge_agent.commands.exits import EXIT_PARKED, exit_code  # noqa: E402
-from edge_agent.config import load_agent_config  # noqa: E402
+from edge_agent.config import AgentConfig, load_agent_config  # noqa: E402
 from edge_agent.errors import AgentError  # noqa: E402
-from edge_agent.process.startup import TolerantStderr  # noqa: E402
-from edge_agent.run import run_agent  # noqa: E402
+from edge_agent.process import Standby, held, open_spool  # noqa: E402
+from edge_agent.startup import TolerantStderr  # noqa: E402
 
 
 def main() -> int:
@@ -46,6 +54,34 @@ def main() -> int:
         TolerantStderr().write(f"{plain_message(error)}\n")
         return exit_code(error)
     return 0 if is_clean else EXIT_PARKED
+
+
+def run_agent(config: AgentConfig, reread: Callable[[], AgentConfig], *, until_settled: bool) -> bool:
+    """Hold the state folder, run until SIGTERM or SIGINT, stop in order. SIGHUP reads the configuration again.
+
+    Waits for a spool that cannot be opened; with `until_settled`, where the caller waits for the end, it raises at once.
+
+    Raises:
+        ConfigError: the configuration names something that does not exist.
+        AgentError: another agent holds the state folder, or the spool broke.
+    """
+    with held(config.state_dir):
+        stop, clock = threading.Event(), SystemClock()
+        _on_signals(stop.set, lambda: None)
+        spool = open_spool(config, clock) if until_settled else Standby(config, agent_version(), clock, stop).open()
+        if spool is None:
+            return True
+        agent = Agent(config, clock, reread, spool)
+        _on_signals(agent.stop, agent.reload)
+        if stop.is_set():
+            agent.stop()
+        return agent.run(until_settled=until_settled)
+
+
+def _on_signals(stop: Callable[[], None], reload: Callable[[], None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop())
+    signal.signal(signal.SIGHUP, lambda *_: reload())
 
 
 def _log_to_stderr(level: str) -> None:

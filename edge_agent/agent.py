@@ -17,14 +17,13 @@ from edge_agent.capture.source_supervisor import SourceSupervisor, previous_sour
 from edge_agent.capture.transforms import build_transforms, read_redaction_key
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import HEARTBEAT, AgentConfig, SourceConfig, convert_table, load_contract, needs_restart
-from edge_agent.documents.inbox import DocumentInbox
+from edge_agent.documents.gate import DocumentInbox
 from edge_agent.errors import AgentError, ConfigError
 from edge_agent.health.file import notify_service_manager
 from edge_agent.health.heartbeat import HeartbeatSource, heartbeat_source
 from edge_agent.health.monitor import Monitor
-from edge_agent.inspect.inspected import requested_steps
-from edge_agent.process.ownership import claim
-from edge_agent.process.standby import open_spool
+from edge_agent.inspect import requested_steps
+from edge_agent.process import claim, open_spool
 from edge_agent.rules.policy_store import PolicyStore, open_rules
 from edge_agent.rules.rule_filter import RuleFilter
 from edge_agent.sources.api import Source
@@ -271,8 +270,8 @@ class Agent:
     def _build_models(self, table: dict[str, object]) -> "ModelUpdater":
         # Loaded only where models run: it brings signatures and an inference runtime along.
         from edge_agent.models.config import ModelConfig  # noqa: PLC0415
-        from edge_agent.models.desired import open_orders  # noqa: PLC0415
         from edge_agent.models.updater import ModelUpdater  # noqa: PLC0415
+        from edge_agent.models.wanted import open_orders  # noqa: PLC0415
 
         model = convert_table("model", table, ModelConfig)
         self._model_streams = frozenset(model.streams)

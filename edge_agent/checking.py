@@ -28,7 +28,7 @@ from edge_agent.config import (
 )
 from edge_agent.documents.trust import read_key_file
 from edge_agent.errors import ConfigError
-from edge_agent.process.ownership import refuse_role_name
+from edge_agent.process import refuse_role_name
 from edge_agent.sources.registry import check_source, names_given
 from edge_agent.sources.rows.cells import tells_no_zone
 from edge_agent.sources.rows.mapping import explain_unfilled, unfilled_columns

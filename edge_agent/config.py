@@ -245,7 +245,7 @@ def with_identity(path: Path, config: AgentConfig, known: str) -> AgentConfig:
     if config.broker.tls is None:
         return config
     if not known:
-        from edge_agent.identity.certificate import read_certificate  # noqa: PLC0415 # needed with a certificate alone
+        from edge_agent.identity import read_certificate  # noqa: PLC0415 # needed with a certificate alone
 
         cert = config.broker.tls.cert
         try:

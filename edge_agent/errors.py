@@ -1,4 +1,4 @@
-"""Errors of the agent, in families named for what the reader does next. Third-party exceptions never leave their adapter."""
+"""Every error the agent raises, in families by what the caller does next."""
 
 
 class UninspectableError(Exception):
@@ -31,6 +31,10 @@ class SourceAgainError(SourceError):
 
 class EncodingError(SourceError):
     """Reject the rows it is about: their values do not fit the contract's types, and never will."""
+
+
+class UnredactableError(ValueError):
+    """Drop the row: this cell or picture cannot be made harmless."""
 
 
 class SpoolError(AgentError):
@@ -79,3 +83,27 @@ class UntrustedDocumentError(AgentError):
 
 class KeyEncryptedError(AgentError, OSError):
     """Write the private key in clear: nobody is there to type its password. As a file that cannot be read, it is tried again."""
+
+
+class UnreadablePictureError(ModelError):
+    """Skip this picture: it cannot be decoded, which says nothing about the model."""
+
+
+class ModelBusyError(ModelError):
+    """Go on without a prediction: the model's process is starting, or busy with other pictures."""
+
+
+class ModelDiedError(ModelError):
+    """Start the model's process again: it crashed, ran out of memory or took too long."""
+
+
+class ModelStoppedError(ModelError):
+    """Try again at the next start: the agent is stopping, which says nothing about the model."""
+
+
+class RottenModelError(ModelError):
+    """Fetch this version again: its bytes on disk are not those that were installed."""
+
+
+class ModelNotWantedError(ModelError):
+    """Leave it: the rollout was halted, or another version is wanted by now."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import nanoarrow as na
 import structlog
 
-from catchment.runtime.backoff import doubled_s
+from catchment.runtime.clock import doubled_s
 from edge_agent.capture.ipc_form import Filled, Form
 from edge_agent.clock_quality import EARLIEST_MS
 from edge_agent.errors import EncodingError, SpoolFullError

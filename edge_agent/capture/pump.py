@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from catchment.runtime.backoff import doubled_s
-from catchment.runtime.clock import Clock
+from catchment.runtime.clock import Clock, doubled_s
 from edge_agent.capture.encode import Encoder, RetryingEncoder, join_batches, last_position, may_join
 from edge_agent.capture.relay import PendingAppend, Relay
 from edge_agent.capture.transforms import Transforms

@@ -139,7 +139,7 @@ def build_transforms(
         steps.append(ChangeReport(report, rejects))
     if contract.has_redaction:
         # Last, so that nothing can put back what it took away.
-        from edge_agent.redaction.redactor import BatchRedactor  # noqa: PLC0415 # loaded only where a contract asks for it
+        from edge_agent.redaction import BatchRedactor  # noqa: PLC0415 # loaded only where a contract asks for it
 
         steps.append(BatchRedactor(contract, redaction_key, rejects))
     return Transforms(tuple(steps), rejects)

@@ -1,19 +1,29 @@
-"""Whether this device may act on a document: signed by a key it trusts, meant for it, newer than the last, and in time."""
+"""Signed documents of one kind on their way in: the newest waits, is judged, and is noted before it is followed.
 
-from collections.abc import Callable
+`DocumentGate` decides: signed by a trusted key, meant for this device, newer than the last, and in time. `CounterFile` keeps the
+newest document ever taken, twice, so that no older one is taken after rot or a kill. `DocumentInbox` holds the newest message
+until it can be decided about, and counts the outcomes.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import msgspec
+import structlog
 
-from catchment.runtime.clock import Clock
+from catchment.runtime.atomic_files import make_folder, write_atomic
+from catchment.runtime.clock import Backoff, Clock
 from edge_agent.clock_quality import EARLIEST_MS
-from edge_agent.documents.counter import CounterFile, Seen
 from edge_agent.documents.signature import check_signatures
 from edge_agent.documents.trust import DocumentTrust
 from edge_agent.errors import DocumentLaterError, ExpiredDocumentError, UntrustedDocumentError
 from schemas.errors import DocumentError
+from schemas.reported import DocumentReport
 from schemas.signed_document import (
     Document,
     DocumentKind,
@@ -24,6 +34,104 @@ from schemas.signed_document import (
     decode_message,
     signing_bytes,
 )
+
+log = structlog.get_logger(__name__)
+
+FOLDER = "documents"
+_MAX_BYTES = 2_000
+_FIELDS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The newest document taken.
+
+    Attributes:
+        counter: its counter; 0: none was taken.
+        digest: of its body; empty: unknown.
+    """
+
+    counter: int = 0
+    digest: str = ""
+
+    def is_same(self, counter: int, digest: str) -> bool:
+        """Whether a document is the one that was taken, perhaps signed again with another time or key."""
+        return counter == self.counter and self.digest in {"", digest}
+
+
+class CounterFile:
+    """The newest document taken, in two files. Used by one thread.
+
+    The counter goes on as long as one of the keys under which it was noted is still trusted. A device that trusts none
+    of them any more begins again: that is how an operator recovers from a lost counter in the core.
+
+    Args:
+        state_dir: the agent's folder; the files go to `documents/` below it.
+        kind: of the documents.
+        keys: the public keys trusted now.
+    """
+
+    def __init__(self, state_dir: Path, kind: str, keys: Sequence[str]) -> None:
+        folder = state_dir / FOLDER
+        self._files = (folder / f"{kind}.counter", folder / f"{kind}.counter.copy")
+        self._keys = tuple(sorted(keys))
+        found = [note for path in self._files if (note := _read(path)) is not None]
+        known = [seen for seen, keys_then in found if set(keys_then) & set(self._keys)]
+        self.seen = self._kept = max(known, key=lambda seen: seen.counter, default=Seen())
+        if self.seen.counter and (len(found) < len(self._files) or any(note != (self.seen, self._keys) for note in found)):
+            # The keys changed, or one of the two is behind. Without this the counter could be lost at the next change.
+            self._refresh()
+
+    def note(self, seen: Seen) -> None:
+        """Keep what is about to be applied, durably, before it is. A lower counter changes nothing.
+
+        Raises:
+            OSError: the disk refused; nothing may be applied.
+        """
+        if seen.counter >= self.seen.counter and seen != self._kept:
+            self._write(seen)
+
+    def raise_to(self, seen: Seen) -> None:
+        """Take into account what another file tells of the newest document."""
+        if seen.counter > self.seen.counter:
+            self.seen = seen
+
+    def _write(self, seen: Seen) -> None:
+        make_folder(self._files[0].parent)
+        for path in self._files:
+            write_atomic(path, _encode(seen, self._keys))
+        self.seen = self._kept = seen
+
+    def _refresh(self) -> None:
+        try:
+            self._write(self.seen)
+        except OSError as error:
+            log.warning("document_counter_not_refreshed", file=str(self._files[0]), error=str(error))
+
+
+def _read(path: Path) -> tuple[Seen, tuple[str, ...]] | None:
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_BYTES)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        log.error("document_counter_unreadable", file=str(path), error=str(error))  # noqa: TRY400  # the reason says it all
+        return None
+    fields = text.decode(errors="replace").split()
+    if len(fields) == _FIELDS and fields[0].isdecimal():
+        seen, keys = Seen(int(fields[0]), fields[1].removeprefix("-")), tuple(fields[2].split(","))
+        if text == _encode(seen, keys):
+            return seen, keys
+    log.error("document_counter_damaged", file=str(path))
+    return None
+
+
+def _encode(seen: Seen, keys: Sequence[str]) -> bytes:
+    # The sum tells a rotten digit from a written one: a counter that rot made high would refuse every document to come.
+    line = f"{seen.counter} {seen.digest or '-'} {','.join(keys)}"
+    return f"{line} {hashlib.sha256(line.encode()).hexdigest()}\n".encode()
+
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 
@@ -159,3 +267,103 @@ def _date(time_ms: int) -> str:
         return datetime.fromtimestamp(time_ms / 1000, tz=UTC).isoformat(timespec="seconds")
     except (ValueError, OverflowError, OSError):
         return f"{time_ms} ms"
+
+
+_FIRST_RETRY_S = 10.0
+_LONGEST_RETRY_S = 300.0
+
+
+class DocumentInbox(Generic[_Body]):
+    """Takes documents in on the uplink's thread, decides about them on another.
+
+    Args:
+        kind: of the documents.
+        gate: decides.
+        counter: where the newest is noted.
+        clock: monotonic time, for trying again.
+        max_bytes: the largest message.
+    """
+
+    def __init__(self, kind: DocumentKind, gate: DocumentGate[_Body], counter: CounterFile, clock: Clock, max_bytes: int) -> None:
+        self._kind = kind
+        self._gate = gate
+        self._counter = counter
+        self._clock = clock
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._pending: bytes | None = None
+        self._decided = b""
+        self._retry = Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S)
+        self._due_s = float("-inf")
+        self._refused = 0
+        self._reason = ""
+
+    def hand_in(self, body: bytes) -> None:
+        """Take a message in. An empty one takes nothing away: only a signed document does. Returns at once."""
+        with self._lock:
+            if not body or body in (self._decided, self._pending):
+                return
+            self._pending = body[: self._max_bytes + 1]
+            self._retry.succeeded()
+            self._due_s = float("-inf")
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a message has come that is to be decided about now."""
+        with self._lock:
+            return self._pending is not None and self._clock.monotonic_s() >= self._due_s
+
+    def take(self) -> _Body | None:
+        """Decide about the newest message, as `take_admitted` does; its order alone."""
+        admitted = self.take_admitted()
+        return None if admitted is None else admitted.body
+
+    def take_admitted(self) -> AdmittedDocument[_Body] | None:
+        """Decide about the newest message, if it is time to.
+
+        Returns:
+            The document to follow from now on, noted durably before; None: nothing new.
+        """
+        with self._lock:
+            body = self._pending
+            if body is None or self._clock.monotonic_s() < self._due_s:
+                return None
+        try:
+            admitted = self._gate.admit(body)
+            self._counter.note(admitted.seen)
+        except UntrustedDocumentError as error:
+            self._end(body, str(error))
+            log.error("document_refused", kind=self._kind.value, reason=str(error))  # noqa: TRY400  # the reason says it all
+            return None
+        except (DocumentLaterError, OSError) as error:
+            self._wait(body, error)
+            return None
+        self._end(body, "")
+        if not admitted.is_known:
+            log.info("document_taken", kind=self._kind.value, counter=admitted.document.counter)
+        return admitted
+
+    def report(self) -> DocumentReport:
+        """Report the documents taken and refused."""
+        with self._lock:
+            return DocumentReport(self._kind.value, self._counter.seen.counter, self._refused, self._reason)
+
+    def _end(self, body: bytes, reason: str) -> None:
+        with self._lock:
+            self._decided = body
+            self._reason = reason
+            self._refused += bool(reason)
+            if self._pending == body:  # or a newer one came meanwhile
+                self._pending = None
+
+    def _wait(self, body: bytes, error: Exception) -> None:
+        with self._lock:
+            is_news = self._reason != str(error)
+            self._reason = str(error)
+            # An expired document is counted once, and looked at again: the device's clock may be what is wrong.
+            self._refused += isinstance(error, ExpiredDocumentError) and self._decided != body
+            if isinstance(error, ExpiredDocumentError):
+                self._decided = body
+            self._due_s = self._clock.monotonic_s() + self._retry.next_s()
+        if is_news:
+            log.warning("document_waits", kind=self._kind.value, reason=str(error))

@@ -1,10 +1,10 @@
-"""Which model a device runs, on what, and whose word it trusts."""
+"""A model on this device: its settings, and the messages between the agent and the model's process."""
 
 import msgspec
 
 from edge_agent.errors import ConfigError
 from schemas.ids import StreamName
-from schemas.model import MAX_MODEL_BYTES, MODEL_ANSWER_MS, MODEL_LOAD_S, MODEL_MEMORY_MIB
+from schemas.model import MAX_MODEL_BYTES, MODEL_ANSWER_MS, MODEL_LOAD_S, MODEL_MEMORY_MIB, ModelSpec
 from schemas.rollout import MODEL_NAME
 
 MIN_MEMORY_MIB = 96  # what the runtime takes before any model
@@ -54,3 +54,29 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(f"model {self.name}: max_memory_mib {self.max_memory_mib} must be {MIN_MEMORY_MIB} or more")
         if not 1 <= self.max_ms <= MAX_MS or not 0 < self.max_load_s <= MAX_LOAD_S:
             raise ConfigError(f"model {self.name}: max_ms must be within 1 and {MAX_MS}, max_load_s within 0 and {MAX_LOAD_S}")
+
+
+DECODED = b"decoded"
+"""The note of the model's process once a picture is decoded: what happens after it is the model's doing, not the picture's."""
+
+
+class LoadOptions(msgspec.Struct, frozen=True):
+    """What the model's process loads."""
+
+    path: str
+    spec: ModelSpec
+    labels: tuple[str, ...] = ()
+
+
+class GoldenRequest(msgspec.Struct, frozen=True, tag="golden"):
+    """Ask for the answers to the golden input: a list of numbers."""
+
+
+class PictureRequest(msgspec.Struct, frozen=True, tag="picture"):
+    """Ask for label and score of a picture, given as bytes or, where it is large, as the path of a file."""
+
+    body: bytes = b""
+    path: str = ""
+
+
+Request = GoldenRequest | PictureRequest

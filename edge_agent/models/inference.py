@@ -1,12 +1,18 @@
-"""Runs an ONNX image classifier on one thread. Imported in the model's own process only: it needs the `infer` extra."""
+"""Run an ONNX image classifier on one thread, as the target of the model's process. It needs the `infer` extra.
+
+See `catchment.runtime.worker.child` for the process itself.
+"""
 
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edge_agent.errors import ConfigError, ModelError, ModelUnfitError
-from edge_agent.models.errors import UnreadablePictureError
+import msgspec
+
+from edge_agent.errors import ConfigError, ModelError, ModelUnfitError, UnreadablePictureError
+from edge_agent.models.config import DECODED, GoldenRequest, LoadOptions, Request
 from schemas.model import ImageInput, ModelSpec, golden_input
 from schemas.picture_format import HEAD_BYTES, PictureFormat, picture_format
 
@@ -168,3 +174,24 @@ def _softmax(answers: list[float]) -> list[float]:
     top = max(answers)
     powers = [math.exp(answer - top) for answer in answers]
     return [power / sum(powers) for power in powers]
+
+
+def open_classifier(options: bytes, note: Callable[[bytes], None]) -> Callable[[bytes], bytes]:
+    """Load the model that the options name.
+
+    Raises:
+        ModelUnfitError: it does not load.
+        MemoryError: it needs more than the process may have.
+    """
+    given = msgspec.msgpack.decode(options, type=LoadOptions)
+    classifier = Classifier(Path(given.path), given.spec, given.labels)
+
+    def handle(body: bytes) -> bytes:
+        request = msgspec.msgpack.decode(body, type=Request)
+        if isinstance(request, GoldenRequest):
+            return msgspec.msgpack.encode(classifier.answers_to_golden())
+        tensor = classifier.tensor(Path(request.path) if request.path else request.body)
+        note(DECODED)
+        return msgspec.msgpack.encode(classifier.predict(tensor))
+
+    return handle

@@ -7,9 +7,8 @@ from typing import Protocol
 
 import structlog
 
-from edge_agent.errors import ModelError, ModelUnfitError
+from edge_agent.errors import ModelDiedError, ModelError, ModelStoppedError, ModelUnfitError
 from edge_agent.models.config import ModelConfig
-from edge_agent.models.errors import ModelDiedError, ModelStoppedError
 from edge_agent.models.model_process import ModelProcess
 from edge_agent.models.state import MAX_ATTEMPTS, Installed
 from edge_agent.models.store import ModelStore

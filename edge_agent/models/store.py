@@ -16,10 +16,8 @@ import structlog
 from msgspec.structs import replace
 
 from catchment.runtime.atomic_files import sync_file, sync_folder
-from edge_agent.errors import ModelError
-from edge_agent.models.errors import RottenModelError
-from edge_agent.models.state import Attempt, Installed, StoreState, version_file
-from edge_agent.models.state_file import StateFile
+from edge_agent.errors import ModelError, RottenModelError
+from edge_agent.models.state import Attempt, Installed, StateFile, StoreState, version_file
 
 _BLOCK_BYTES = 1024 * 1024
 _MAX_TRIED = 8

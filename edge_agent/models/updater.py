@@ -7,16 +7,22 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from catchment.runtime.backoff import Backoff
-from catchment.runtime.clock import Clock
-from edge_agent.documents.inbox import DocumentInbox
-from edge_agent.errors import ConfigError, ModelError, ModelUnfitError, UntrustedModelError
+from catchment.runtime.clock import Backoff, Clock
+from edge_agent.documents.gate import DocumentInbox
+from edge_agent.errors import (
+    ConfigError,
+    ModelDiedError,
+    ModelError,
+    ModelNotWantedError,
+    ModelStoppedError,
+    ModelUnfitError,
+    RottenModelError,
+    UntrustedModelError,
+)
 from edge_agent.models.config import ModelConfig
-from edge_agent.models.errors import ModelDiedError, ModelNotWantedError, ModelStoppedError, RottenModelError
 from edge_agent.models.fetcher import PieceFetcher
 from edge_agent.models.loader import ModelLoader
-from edge_agent.models.model_process import check_extra
-from edge_agent.models.running import ModelProblem, RunningModel
+from edge_agent.models.model_process import ModelProblem, RunningModel, check_extra
 from edge_agent.models.state import MAX_ATTEMPTS, Installed
 from edge_agent.models.store import ModelStore
 from edge_agent.models.trust import TrustAnchor

@@ -1,4 +1,8 @@
-"""Which version the core wants here now. An order that came down takes effect before the next switch, whatever is under way."""
+"""Which version the core wants here now, by the newest order that this device may follow.
+
+Orders are signed where this device trusts a director key, unsigned where it was never given one. An order that came down takes
+effect before the next switch, whatever is under way.
+"""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -9,15 +13,30 @@ import structlog
 
 from catchment.runtime.clock import Clock
 from edge_agent.clock_quality import EARLIEST_MS
-from edge_agent.documents.inbox import DocumentInbox
-from edge_agent.errors import ModelError
-from edge_agent.models.errors import ModelNotWantedError
+from edge_agent.config import AgentConfig
+from edge_agent.documents.gate import CounterFile, DocumentGate, DocumentInbox
+from edge_agent.documents.trust import director_trust
+from edge_agent.errors import ModelError, ModelNotWantedError
 from schemas.errors import SchemaError
-from schemas.rollout import Desired, DesiredModels, decode_desired
-
-_MAX_ROUNDS = 5
+from schemas.rollout import MAX_DESIRED_BYTES, Desired, DesiredModels, decode_desired
+from schemas.signed_document import DocumentKind
 
 log = structlog.get_logger(__name__)
+
+
+def open_orders(config: AgentConfig, clock: Clock) -> DocumentInbox[DesiredModels] | None:
+    """Build what admits signed desired states; None without `[director]`: then unsigned ones are followed, for this release."""
+    trust = director_trust(config)
+    if trust is None:
+        action = "add the [director] table that `catchment director show` prints; the next release follows signed orders alone"
+        log.warning("desired_state_unsigned", action=action)
+        return None
+    counter = CounterFile(config.state_dir, DocumentKind.DESIRED, trust.keys)
+    gate = DocumentGate(DocumentKind.DESIRED, DesiredModels, trust, counter, clock, MAX_DESIRED_BYTES)
+    return DocumentInbox(DocumentKind.DESIRED, gate, counter, clock, MAX_DESIRED_BYTES)
+
+
+_MAX_ROUNDS = 5
 
 
 class WantedModel:

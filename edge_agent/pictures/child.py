@@ -52,9 +52,9 @@ def open_decoder(options: bytes, _note: Callable[[bytes], None]) -> Callable[[by
     """
     # Each needs an extra of its own, and a device may have only one of them.
     if options == b"inspect":
-        from edge_agent.inspect.picture import picture_facts  # noqa: PLC0415
+        from edge_agent.pictures.statistics import picture_facts  # noqa: PLC0415
     else:
-        from edge_agent.redaction.picture import PictureRedactor  # noqa: PLC0415
+        from edge_agent.pictures.hiding import PictureRedactor  # noqa: PLC0415
 
     def handle(body: bytes) -> bytes:
         request = msgspec.msgpack.decode(body, type=PictureRequest)

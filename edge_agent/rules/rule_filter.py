@@ -10,7 +10,7 @@ import structlog
 from catchment.rules.evaluator import EdgeEvaluator
 from catchment.rules.rule import EdgeRule as CompiledRule
 from catchment.rules.rule import columns_read
-from edge_agent.inspect.inspected import BatchInspector
+from edge_agent.inspect import BatchInspector
 from edge_agent.sources.api import SampleBatch
 from schemas.contract import ColumnType, Contract
 from schemas.edge_policy import EdgeAction, EdgeInspect, EdgePolicy, EdgeRule

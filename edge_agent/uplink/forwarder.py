@@ -11,14 +11,13 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
-from catchment.runtime.backoff import Backoff
-from catchment.runtime.clock import Clock
+from catchment.runtime.clock import Backoff, Clock
 from edge_agent.config import UplinkConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.downlink import Downlink, ModelMessages, ModelRequest
 from edge_agent.uplink.outbox import Outbox, Progress
-from edge_agent.uplink.poison_isolation import HANGS_UP
+from edge_agent.uplink.poison import HANGS_UP
 from edge_agent.uplink.send_window import UplinkTimes
 from edge_agent.uplink.session import Acked, Event, Events, Lost, MessageArrived, OutgoingMessage, Session, Subscribed, Woken
 from schemas.ids import DeviceId

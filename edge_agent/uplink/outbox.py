@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from catchment.runtime.backoff import Backoff
-from catchment.runtime.clock import Clock
+from catchment.runtime.clock import Backoff, Clock
 from edge_agent.clock_quality import EARLIEST_MS
 from edge_agent.config import UplinkConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool.records import Envelope
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.parts import PartSender
-from edge_agent.uplink.poison_isolation import PoisonIsolation
+from edge_agent.uplink.poison import PoisonIsolation
 from edge_agent.uplink.rate_limiter import RateLimiter
 from edge_agent.uplink.send_window import SendWindow, UplinkTimes
 from edge_agent.uplink.session import NO_SUBSCRIBERS, Lost, OutgoingMessage, PubackAction, Session, puback_action

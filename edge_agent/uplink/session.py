@@ -31,7 +31,7 @@ from catchment.runtime.mqtt_link import (
 )
 from edge_agent.config import BrokerConfig
 from edge_agent.errors import BrokerUnavailableError
-from edge_agent.identity.certificate import refuse_password
+from edge_agent.identity import refuse_password
 from edge_agent.uplink.keepalive import KeepaliveClient
 
 

@@ -17,7 +17,7 @@ from threading import Event
 
 import structlog
 
-from catchment.runtime.backoff import doubled_s
+from catchment.runtime.clock import doubled_s
 from catchment.runtime.exits import DONE, MEANINGS, USAGE
 from pipelines.stopping import end_descendants
 

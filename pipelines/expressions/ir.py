@@ -41,6 +41,9 @@ KINDS: dict[ColumnType, Kind] = {
 }
 
 
+LABEL = "label:"  # begins the name of a column that holds what people say; no contract's column has a colon
+
+
 @dataclass(frozen=True, slots=True)
 class Number:
     """A finite double."""
@@ -101,6 +104,11 @@ class Ref:
     def field(self) -> str:
         """The field of a struct, or nothing."""
         return self.name.partition(".")[2]
+
+
+def label_ref(task: str, rule: str) -> Ref:
+    """The column with the class that a rule makes of a task's labels: `label:defect:latest`."""
+    return Ref(f"{LABEL}{task}:{rule}", ColumnType.STRING)
 
 
 @dataclass(frozen=True, slots=True)

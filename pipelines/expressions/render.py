@@ -58,6 +58,13 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def _ref(node: ir.Ref) -> str:
+    if not node.name.startswith(ir.LABEL):
+        return node.name
+    _, task, rule = node.name.split(":")
+    return f"label({_quoted(task)}, {_quoted(rule)})"
+
+
 def _moment(node: ir.Moment) -> str:
     try:
         return _quoted((_EPOCH + timedelta(microseconds=node.micros)).isoformat())
@@ -84,7 +91,7 @@ _WRITERS: dict[type, Callable[[Any], str]] = {
     ir.Truth: lambda node: str(node.value).upper(),
     ir.Moment: _moment,
     ir.Nothing: lambda _node: "NULL",
-    ir.Ref: lambda node: node.name,
+    ir.Ref: _ref,
     ir.Has: lambda node: f"has({_quoted(node.tag)})",
     ir.Arithmetic: lambda node: f"{_inner(node.left)} {node.op} {_inner(node.right)}",
     ir.Negate: lambda node: f"-{_inner(node.operand)}",

@@ -49,6 +49,9 @@ class _Writer:
 
 
 def _ref(_writer: _Writer, node: ir.Ref) -> str:
+    if node.name.startswith(ir.LABEL):
+        task = node.name.split(":")[1]
+        raise ExpressionError(f"label('{task}') asks for what people said later, which a device does not have; use columns")
     if node.field:
         raise ExpressionError(f"{node.name} is a field of a struct, which no device keeps")
     # The name is one of the contract's: of a-z, 0-9 and '_'.

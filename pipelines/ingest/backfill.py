@@ -25,14 +25,14 @@ from pipelines.bridge.segment import sealed_path
 from pipelines.config import CoreConfig
 from pipelines.errors import ConflictError, NotFoundError, RefusedError
 from pipelines.ingest.loop import NoReceipts, RunLoop, load_state
+from pipelines.lake.commit import live_sizes, swap_files
 from pipelines.lake.files import write_table_file
 from pipelines.lake.lake import Lake, lake_at, lake_of, read_objects_through
-from pipelines.lake.layout import STREAMS, backfills_folder, landing_folder, stream_table
-from pipelines.lake.rollup_again import Stale, leave_word, roll_up_again, span_of
-from pipelines.lake.swap import live_sizes, swap_files
+from pipelines.lake.layout import LABELS, STREAMS, backfills_folder, landing_folder, stream_table
+from pipelines.lake.rollup import Stale, leave_word, roll_up_again, span_of
 from pipelines.lake.table import ensure_table, open_table, private_of
 from pipelines.lake.workplace import workplace
-from pipelines.policy.active import FOLDER
+from pipelines.policy.documents import FOLDER
 from pipelines.runners.engine import Engine
 
 log = structlog.get_logger(__name__)
@@ -119,7 +119,7 @@ def _checked(lake: Lake, segments: Segments) -> Segments:
 
 
 def _lay_out(lake: Lake, beside: Path, segments: Segments) -> None:
-    """The small lake: the same segments under numbers from 1, the same objects and policies."""
+    """The small lake: the same segments under numbers from 1, the same objects, policies and labels."""
     landing = landing_folder(beside, segments.bridge)
     landing.mkdir(parents=True, exist_ok=True)
     for place, number in enumerate(range(segments.low, segments.high + 1), 1):
@@ -128,11 +128,15 @@ def _lay_out(lake: Lake, beside: Path, segments: Segments) -> None:
             landed = lake.local(sealed_path(landing_folder(lake.root, segments.bridge), number))
             os.link(landed, target)
             lake.evict([landed])
+    read_objects_through(lake, beside)
     for file in lake.files(FOLDER):
         lake.local(lake.root / file.name)
-    read_objects_through(lake, beside)
     if (lake.root / FOLDER).is_dir() and not (beside / FOLDER).exists():
         (beside / FOLDER).symlink_to((lake.root / FOLDER).resolve())
+    for file in lake.files(LABELS):  # a table is not opened through a link, and files of labels never change
+        (beside / file.name).parent.mkdir(parents=True, exist_ok=True)
+        if not (beside / file.name).exists():
+            os.link(lake.local(lake.root / file.name), beside / file.name)
 
 
 def _adopt(lake: Lake, beside: Path, stream: str) -> Backfilled:

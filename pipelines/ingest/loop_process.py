@@ -9,8 +9,7 @@ from threading import Event
 
 import structlog
 
-from catchment.runtime.backoff import doubled_s
-from catchment.runtime.clock import Clock
+from catchment.runtime.clock import Clock, doubled_s
 from pipelines.config import CoreConfig
 from pipelines.contracts.registry import warn_of_retention
 from pipelines.errors import FaultError, PipelineError, RetryLaterError
@@ -20,7 +19,7 @@ from pipelines.ingest.graph import worker_pool
 from pipelines.ingest.loop import IN_PROCESS, RunLoop, only_loop
 from pipelines.ingest.receipt_sender import ReceiptSender
 from pipelines.lake.lake import lake_of
-from pipelines.lake.scratch import scratch
+from pipelines.lake.workplace import scratch
 from pipelines.refusals import broker_client_context
 from pipelines.runners.engine import Engine, RunnerKind
 from pipelines.runners.run import opened

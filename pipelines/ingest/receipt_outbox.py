@@ -13,8 +13,7 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
-from catchment.runtime.backoff import doubled_s
-from catchment.runtime.clock import Clock
+from catchment.runtime.clock import Clock, doubled_s
 from pipelines.errors import PipelineError, RetryLaterError
 from pipelines.ingest.receipts import Outgoing, PageBook, outgoing, receipts_of
 from pipelines.lake.ledger import Ledger

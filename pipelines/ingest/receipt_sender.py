@@ -14,8 +14,7 @@ import paho.mqtt.client as mqtt
 import structlog
 from paho.mqtt.reasoncodes import ReasonCode
 
-from catchment.runtime.backoff import Backoff
-from catchment.runtime.clock import Clock
+from catchment.runtime.clock import Backoff, Clock
 from catchment.runtime.mqtt_link import (
     MQTT_MAX_PACKET_BYTES,
     MQTT_RECEIVE_MAXIMUM,

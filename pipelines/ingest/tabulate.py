@@ -30,6 +30,7 @@ from pipelines.inspect.columns import steps_of
 from pipelines.inspect.run import inspect_rows
 from pipelines.inspect.stored import fresh_payloads
 from pipelines.inspect.suspended import SuspensionBook
+from pipelines.labels.rule_columns import LabelColumns
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import PAYLOAD, object_name, stream_table
@@ -280,7 +281,9 @@ def _with_references(rows: pa.Table, contract: Contract, target: Target) -> pa.T
 
 def _with_tags(rows: pa.Table, contract: Contract, target: Target) -> pa.Table:
     tagger = _tagger(target.lake, msgspec.json.encode(target.pins.policies), contract)
-    tags, tag_rules = tagger.coded(_with_device_in_words(rows) if "device" in tagger.columns else rows)
+    labels = LabelColumns(target.lake, contract.name, tagger.columns, target.pins.labels)
+    judged = _with_device_in_words(rows) if "device" in tagger.columns else rows
+    tags, tag_rules = tagger.coded(labels.fill(judged))
     return rows.append_column("tags", tags).append_column("tag_rules", tag_rules)
 
 

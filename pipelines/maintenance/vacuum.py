@@ -20,15 +20,16 @@ from pipelines.bridge.segment import segment_number
 from pipelines.config import MaintainConfig
 from pipelines.errors import RetryLaterError
 from pipelines.ingest.chips.requests import read_last_cut
-from pipelines.ingest.plan import Plan
-from pipelines.ingest.plan_files import read_plan
-from pipelines.lake.alone import held_alone
+from pipelines.ingest.plan import Plan, read_plan
+from pipelines.lake.claims import held_alone
 from pipelines.lake.commit import committed_run
+from pipelines.lake.delta_log import REMOVED_SCHEMA, remember_removed, removed_since
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import (
     ARCHIVE,
     CHIPS,
     COMMITS,
+    LABELS,
     LANDING,
     OBJECTS,
     PAYLOAD,
@@ -45,10 +46,9 @@ from pipelines.lake.layout import (
 )
 from pipelines.lake.ledger import KEPT_LEDGERS
 from pipelines.lake.ledger_files import ledger_bases, read_ledger
-from pipelines.lake.removed import REMOVED_SCHEMA, remember_removed, removed_since
-from pipelines.lake.scratch import abandoned
 from pipelines.lake.store import Stored
 from pipelines.lake.table import open_table
+from pipelines.lake.workplace import abandoned
 from pipelines.maintenance.archive import archive_runs
 from pipelines.maintenance.log_trim import all_tables
 from pipelines.maintenance.orphans import (
@@ -130,7 +130,8 @@ class Vacuum:
         Raises:
             OSError: the disk refused.
         """
-        for name in all_tables(self._lake):
+        # The log of labels is never cut short and each version is a prefix of the next: sets and runs pin them for good.
+        for name in (*all_tables(self._lake), *(f"{LABELS}/{task}" for task in self._lake.folders(LABELS))):
             self._table(name)
         referenced = referenced_payloads(self._lake, self._gone)
         self._payloads(referenced)

@@ -16,7 +16,7 @@ from pipelines.errors import CorruptLakeError, ExpressionError, NotFoundError, R
 from pipelines.expressions.expression import compile_expression, rule_columns
 from pipelines.inspect.columns import steps_of
 from pipelines.lake.lake import Lake
-from pipelines.policy.active import FOLDER
+from pipelines.policy.documents import FOLDER
 from schemas.contract import Column, ColumnType
 from schemas.edge_policy import (
     EdgeAction,
@@ -149,7 +149,7 @@ def _compiled(
 ) -> EdgeRule:
     kind = type(rule).__name__.removesuffix("Rule").lower()
     try:
-        compiled = compile_expression(rule.when, columns).to_edge()
+        compiled = compile_expression(rule.when, columns, allow_labels=True).to_edge()
     except ExpressionError as error:
         raise ExpressionError(f"policy {policy.id}, {kind} rule {place}, stream {stream}: {error}") from error
     action, more = _action(rule)

@@ -69,7 +69,7 @@ class Tagger:
                 continue
             for index, rule in enumerate(policy.rules):
                 try:
-                    expression = compile_expression(rule.when, columns)
+                    expression = compile_expression(rule.when, columns, allow_labels=True)
                 except ExpressionError as error:
                     raise RuleError(f"policy {policy.id}, rule {rule.tag}, stream {contract.name}: {error}", index) from error
                 grouped.setdefault((rule.tag, f"{policy.id}@{policy.version}"), []).append(expression)

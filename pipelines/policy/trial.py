@@ -1,5 +1,6 @@
 """Runs a policy's examples: does each row get exactly the tags it names, and which rules did no example reach?"""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from pipelines.contracts.arrow import ARROW_TYPES
-from pipelines.contracts.json_rows import CellError, cell_reader
+from pipelines.contracts.arrow import ARROW_TYPES, arrow_type
+from pipelines.contracts.json_rows import CellError, cell_reader, column_reader
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError, NotFoundError, RefusedError
-from pipelines.expressions.expression import Expression, rule_columns
+from pipelines.expressions.expression import ROW_COLUMNS, Expression
+from pipelines.expressions.ir import LABEL
 from pipelines.expressions.render import branches, render
 from pipelines.inspect.columns import inspected
 from pipelines.inspect.run import check_step
@@ -71,7 +73,7 @@ def try_policy(policy: Policy, contracts: ContractSet) -> Trial:
     fired: set[str] = set()
     alternatives: dict[str, bool] = {}
     for tagger in compile_policy(policy, contracts):
-        columns = rule_columns(tagger.contract)
+        columns = _readers(tagger)
         fitting = [(index, each) for index, each in enumerate(policy.examples) if each.row.keys() <= columns.keys()]
         if not fitting:
             continue
@@ -133,20 +135,27 @@ def _contract(policy: Policy, stream: str, contracts: ContractSet) -> Contract:
 
 
 def _refuse_strangers(policy: Policy, contracts: ContractSet) -> None:
-    known = [rule_columns(_contract(policy, stream, contracts)).keys() for stream in policy.streams]
+    known = [_readers(tagger).keys() for tagger in compile_policy(policy, contracts)]
     for index, example in enumerate(policy.examples):
         if not any(example.row.keys() <= columns for columns in known):
             raise ConfigError(f"policy {policy.id}, example {index + 1}: no stream of it has all of {', '.join(example.row)}")
 
 
-def _table(policy: Policy, examples: list[Example], columns: dict[str, ColumnType]) -> pa.Table:
+def _readers(tagger: Tagger) -> dict[str, tuple[Callable[[Any], Any], pa.DataType]]:
+    """For each column that an example may name how its value is read, and its type; `label:defect:latest` is one too."""
+    own = {column.name: (column_reader(column), arrow_type(column)) for column in tagger.contract.columns}
+    rows = {name: (cell_reader(type_), ARROW_TYPES[type_]) for name, type_ in ROW_COLUMNS.items()}
+    labels = {name: (cell_reader(ColumnType.STRING), pa.string()) for name in tagger.columns if name.startswith(LABEL)}
+    return own | rows | labels
+
+
+def _table(policy: Policy, examples: list[Example], columns: dict[str, tuple[Callable[[Any], Any], pa.DataType]]) -> pa.Table:
     """One row per example; columns an example does not name are null."""
     arrays: dict[str, Any] = {}
-    for name, type_ in columns.items():
-        read = cell_reader(type_)
+    for name, (read, type_) in columns.items():
         try:
             values = [None if (value := each.row.get(name)) is None else read(value) for each in examples]
         except CellError as error:
             raise ConfigError(f"policy {policy.id}, an example's {name}: {error}") from error
-        arrays[name] = pa.array(values, ARROW_TYPES[type_])
+        arrays[name] = pa.array(values, type_)
     return pa.table(arrays)

@@ -15,8 +15,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from pipelines.ingest.plan import Pins, version_order
-from pipelines.ingest.plan_files import read_pins, read_plan
+from pipelines.expressions.ir import LABEL
+from pipelines.ingest.plan import Pins, read_pins, read_plan, version_order
 from pipelines.inspect.suspended import SuspensionBook
 from pipelines.lake.commit import APP, commit_once
 from pipelines.lake.files import write_table_file
@@ -25,7 +25,7 @@ from pipelines.lake.layout import QUALITY, QUARANTINE, stream_table
 from pipelines.lake.quarantined import kind_of
 from pipelines.lake.table import open_table
 from pipelines.policy.engine import Tagger
-from pipelines.policy.tag_file import completed
+from pipelines.policy.retag import completed
 from pipelines.quality.profile import (
     PROFILE_SCHEMA,
     complete_lines,
@@ -74,7 +74,10 @@ def _rule_lines(
         return
     tagger = Tagger.compile(policies, max(contracts, key=version_order))
     judged: dict[str, tuple[pl.Expr, pl.Expr]] = {}
+    # A label that nobody gave is NULL and no error; the columns of labels are not in the table.
     for rule in tagger.rules:
+        if any(name.startswith(LABEL) for each in rule.expressions for name in each.columns):
+            continue
         failing = [failed.to_polars() for each in rule.expressions if (failed := each.errors()) is not None]
         if failing:
             verdict = reduce(or_, (each.to_polars() for each in rule.expressions))

@@ -6,6 +6,7 @@ one device and epoch, and ends where nothing came for longer than a window.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from pipelines.training.window_facts import tag_lists, window_labels
 
 Int64s = npt.NDArray[np.int64]
 Float64s = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 _US = 1_000_000
 # What lies beyond is a hole: it would be infinite as a channel. So is what is not a number.
@@ -100,26 +102,34 @@ def plan_windows(rows: pa.Table, rule: WindowRule, carried: tuple[str, ...] = ()
 def resample_blocks(plan: WindowPlan, block_steps: int) -> Iterator[tuple[slice, npt.NDArray[np.float32], Bools]]:
     """Values and holes of the grid, a block of steps at a time: (steps, channels) each; True where there is a value."""
     signals = _signals(plan.rows, plan.rule)
-    lines = [plan.stretches.line_us[signal.rows] for signal in signals]
+    lines = [plan.stretches.line_us if signal.rows is None else plan.stretches.line_us[signal.rows] for signal in signals]
     for low in range(0, plan.stretches.grid_steps, block_steps):
         high = min(low + block_steps, plan.stretches.grid_steps)
         at, following = _grid_lines(plan, low, high)
-        values = np.full((high - low, len(plan.rule.columns)), np.nan, np.float32)
-        mask = np.zeros(values.shape, bool)
-        for line, signal in zip(lines, signals, strict=True):
-            found, there = resample(line, signal.numbers, at, following, plan.rule)
-            found[~there] = np.nan
-            values[:, signal.channels] = found
-            mask[:, signal.channels] = there[:, None]
+        blocks = [resample(line, signal.numbers, at, following, plan.rule) for line, signal in zip(lines, signals, strict=True)]
+        if len(signals) == 1:
+            values, mask = _one_block(*blocks[0])
+        else:
+            values = np.empty((high - low, len(plan.rule.columns)), np.float32)
+            mask = np.empty(values.shape, bool)
+            for signal, block in zip(signals, blocks, strict=True):
+                values[:, signal.channels], mask[:, signal.channels] = _one_block(*block)
         yield slice(low, high), values, mask
 
 
-def resample(line: Int64s, numbers: Float64s, at: Int64s, following: Int64s, rule: WindowRule) -> tuple[Float64s, Bools]:
+def _one_block(found: Floats, there: Bools) -> tuple[npt.NDArray[np.float32], Bools]:
+    values = found.astype(np.float32, copy=False)
+    if not there.all():
+        values[~there] = np.nan
+    return values, np.broadcast_to(there[:, None], values.shape)
+
+
+def resample(line: Int64s, numbers: Floats, at: Int64s, following: Int64s, rule: WindowRule) -> tuple[Floats, Bools]:
     """The values at each step of the grid, and whether there are any.
 
     Args:
         line: (rows,) times of the rows, ascending.
-        numbers: (rows, channels) their values.
+        numbers: (rows, channels) their values; of 32 bits where they are only copied.
         at: (steps,) times of the steps, ascending.
         following: (steps,) time at which the next step begins.
         rule: which rows count, and how far away they may lie.
@@ -158,7 +168,7 @@ def gather(grid: npt.NDArray[np.generic], first: Int64s, steps: int) -> npt.NDAr
     return every[first].reshape(len(first), steps, channels)
 
 
-def _mean(numbers: Float64s, low: npt.NDArray[np.intp], high: npt.NDArray[np.intp]) -> tuple[Float64s, Bools]:
+def _mean(numbers: Floats, low: npt.NDArray[np.intp], high: npt.NDArray[np.intp]) -> tuple[Float64s, Bools]:
     there = high > low
     values = np.zeros((len(low), numbers.shape[1]))
     if there.any():
@@ -200,11 +210,17 @@ def _starts(stretches: Stretches, rule: WindowRule) -> tuple[Int64s, Int64s, Int
 
 def _grid_lines(plan: WindowPlan, low: int, high: int) -> tuple[Int64s, Int64s]:
     """Where steps low..high of the grid lie on the line of time, and where the step after each does."""
-    steps = np.arange(low, high, dtype=np.int64)
-    of = np.searchsorted(plan.stretches.grid_first, steps, side="right") - 1
-    step = plan.stretches.first_step[of] + steps - plan.stretches.grid_first[of]
-    base_us = plan.stretches.base_us[of]
-    return _step_us(step, plan.rule) + base_us, _step_us(step + 1, plan.rule) + base_us
+    edges = plan.stretches.grid_first
+    # The stretches that have a part of this block, and how many of its steps each has.
+    first, last = (int(np.searchsorted(edges, step, side="right")) - 1 for step in (low, high - 1))
+    inside = np.clip(edges[first : last + 2], low, high)
+    counts = inside[1:] - inside[:-1]
+    shift = plan.stretches.first_step[first : last + 1] - edges[first : last + 1]
+    step = np.arange(low, high, dtype=np.int64) + np.repeat(shift, counts)
+    base_us = np.repeat(plan.stretches.base_us[first : last + 1], counts)
+    at = _step_us(step, plan.rule)
+    following = at + period_us if (period_us := _period_us(plan.rule)) else _step_us(step + 1, plan.rule)
+    return at + base_us, following + base_us
 
 
 def _keys(rows: pa.Table, rule: WindowRule, carried: tuple[str, ...], start_us: Int64s, low: Int64s, high: Int64s) -> pa.Table:
@@ -224,41 +240,59 @@ def _keys(rows: pa.Table, rule: WindowRule, carried: tuple[str, ...], start_us: 
 
 @dataclass(frozen=True, slots=True)
 class _Signal:
-    """Channels that have values in the same rows: their numbers, those rows, and (rows, channels) the values."""
+    """Channels that have values in the same rows: their numbers, those rows (None: all), and (rows, channels) the values."""
 
     channels: list[int]
-    rows: npt.NDArray[np.intp]
-    numbers: Float64s
+    rows: npt.NDArray[np.intp] | None
+    numbers: Floats
 
 
 def _signals(rows: pa.Table, rule: WindowRule) -> list[_Signal]:
     """The channels' values, those of the same rows together: the rows near each step are then sought once."""
-    together: list[tuple[npt.NDArray[np.intp], list[int], list[Float64s]]] = []
+    # Values that are copied are 32 bits wide from the start; those that are computed with, only at the end.
+    kind = np.float32 if rule.resample in {Resample.PREVIOUS, Resample.NEAREST} else np.float64
+    together: list[tuple[npt.NDArray[np.intp] | None, list[int], list[Float64s]]] = []
     for channel, name in enumerate(rule.columns):
         there, numbers = _signal(rows, rule, name)
         for others, channels, found in together:
-            if np.array_equal(others, there):
+            if _are_same(others, there):
                 channels.append(channel)
                 found.append(numbers)
                 break
         else:
             together.append((there, [channel], [numbers]))
-    return [_Signal(channels, there, np.stack(found, axis=1)) for there, channels, found in together]
+    return [_Signal(channels, there, _matrix(found, kind)) for there, channels, found in together]
 
 
-def _signal(rows: pa.Table, rule: WindowRule, name: str) -> tuple[npt.NDArray[np.intp], Float64s]:
-    """Which rows have a value of a channel, and the values."""
+def _are_same(one: npt.NDArray[np.intp] | None, other: npt.NDArray[np.intp] | None) -> bool:
+    return one is other if one is None or other is None else bool(np.array_equal(one, other))
+
+
+def _matrix(columns: list[Float64s], kind: type[np.floating[Any]]) -> Floats:
+    whole = np.empty((len(columns[0]), len(columns)), kind)
+    for number, column in enumerate(columns):
+        whole[:, number] = column
+    return whole
+
+
+def _signal(rows: pa.Table, rule: WindowRule, name: str) -> tuple[npt.NDArray[np.intp] | None, Float64s]:
+    """Which rows have a value of a channel (None: all), and the values."""
+    named = None
     if rule.signal_column:
         column = rows.column(rule.value_column)
         is_named = pc.fill_null(pc.equal(rows.column(rule.signal_column), pa.scalar(name)), fill_value=False)
         named = np.asarray(is_named.to_numpy(), bool)
     else:
-        column, named = rows.column(name), np.ones(len(rows), bool)
+        column = rows.column(name)
     if pa.types.is_boolean(column.type):
         column = pc.cast(column, pa.int8())
-    numbers = pc.fill_null(pc.cast(column, pa.float64(), safe=False), float("nan")).to_numpy()
-    there = np.flatnonzero(named & (np.abs(numbers) <= _LARGEST))
-    return there, np.asarray(numbers[there], np.float64)
+    # A null becomes a value that is not finite.
+    numbers = np.asarray(pc.cast(column, pa.float64(), safe=False).to_numpy(), np.float64)
+    there = np.abs(numbers) <= _LARGEST
+    there = there if named is None else there & named
+    if there.all():
+        return None, numbers
+    return np.flatnonzero(there), numbers[there]
 
 
 def _check_columns(rows: pa.Table, rule: WindowRule, carried: tuple[str, ...]) -> None:
@@ -303,6 +337,8 @@ def _in_order(rows: pa.Table, carried: tuple[str, ...]) -> tuple[pa.Table, Int64
 
 def _ranks(column: pa.ChunkedArray) -> Int64s:
     """Numbers that compare as the values do; a null comes last."""
+    if pa.types.is_int64(column.type) and not column.null_count:
+        return np.asarray(column.to_numpy(), np.int64)
     codes = column.combine_chunks().dictionary_encode()
     order = np.asarray(pc.sort_indices(codes.dictionary).to_numpy(), np.int64)
     rank = np.empty(len(order) + 1, np.int64)
@@ -323,9 +359,17 @@ def _window_us(rule: WindowRule) -> int:
 
 def _step_us(step: Int64s, rule: WindowRule) -> Int64s:
     """Time of a step since 1970; whole seconds apart, because the product would not fit 64 bits."""
+    if period_us := _period_us(rule):
+        return step * period_us
     per, of = rule.rate.numerator, rule.rate.denominator
     turns, rest = np.divmod(step, per)
     return np.asarray(turns * (of * _US) + rest * (of * _US) // per, np.int64)
+
+
+def _period_us(rule: WindowRule) -> int:
+    """Microseconds from a step to the next, where that is a whole number; else 0."""
+    whole, rest = divmod(rule.rate.denominator * _US, rule.rate.numerator)
+    return 0 if rest else whole
 
 
 def _step_at_or_after(time_us: Int64s, rule: WindowRule) -> Int64s:

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.documents.trust import DocumentTrust
-from edge_agent.rules.policy_store import PolicyStore
-from edge_agent.rules.trust import read_seen
+from edge_agent.rules.policy_store import PolicyStore, read_seen
 from pipelines.director import DocumentSigner, parse_key, write_key
 from pipelines.policy.edge import signed_message
 from schemas.edge_policy import EdgeAction, EdgePolicy, EdgeRule

@@ -7,11 +7,9 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from catchment.runtime.clock import Clock
-from edge_agent.documents.counter import CounterFile
-from edge_agent.documents.gate import DocumentGate
-from edge_agent.documents.inbox import DocumentInbox
+from edge_agent.documents.gate import CounterFile, DocumentGate, DocumentInbox
+from edge_agent.documents.signature import is_signed
 from edge_agent.documents.trust import DocumentTrust
-from edge_agent.documents.verify import is_signed
 from edge_agent.errors import UntrustedDocumentError
 from schemas.rollout import MAX_DESIRED_BYTES, Desired, DesiredModels
 from schemas.signed_document import (

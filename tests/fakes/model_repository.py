@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from edge_agent.documents.inbox import DocumentInbox
+from edge_agent.documents.gate import DocumentInbox
 from edge_agent.models.config import ModelConfig
 from edge_agent.models.updater import ModelUpdater
 from edge_agent.sources.api import SampleBatch

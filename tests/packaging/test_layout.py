@@ -29,15 +29,6 @@ RENAMES_ITSELF = {"pipelines/bridge/segment.py", "edge_agent/sources/directory/s
 MIN_MODULE_LINES = 80
 STANDS_ALONE = {
     "catchment.runtime.renamed_keys": "goes as a whole when the old names go",
-    "edge_agent.commands.check": "a command is found by its file",
-    "edge_agent.commands.enrol": "likewise",
-    "edge_agent.commands.root": "the list of commands, as in the core",
-    "edge_agent.commands.run": "a command is found by its file",
-    "edge_agent.commands.status": "likewise",
-    "edge_agent.identity.enrol_cryptography": "the only module that needs the extra `enrol`",
-    "edge_agent.inspect.text": "each inspector is one module",
-    "edge_agent.models.desired": "a decision about trust, read by itself",
-    "edge_agent.run": "the program's entry must import it late",
 }
 
 

@@ -19,15 +19,11 @@ CORE_LIBRARIES = (
 # Modules that only an extra can import, loaded when a model is configured; named here so that the list cannot grow unseen.
 NEEDS_AN_EXTRA = {
     "edge_agent.sources.camera.cameras",
-    "edge_agent.sources.can.candump",
-    "edge_agent.sources.can.decoder",
     "edge_agent.sources.can.frames",
-    "edge_agent.sources.camera.video",
-    "edge_agent.identity.enrol_cryptography",
+    "edge_agent.sources.can.decoder",
     "edge_agent.models.inference",
-    "edge_agent.inspect.picture",
-    "edge_agent.models.inference_child",
-    "edge_agent.redaction.picture",
+    "edge_agent.pictures.statistics",
+    "edge_agent.pictures.hiding",
 }
 
 BLOCKER = """

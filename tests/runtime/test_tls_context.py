@@ -41,7 +41,7 @@ def test_every_role_of_the_core_uses_it(module: type, repository_root: Path) -> 
     assert "client_context(" in text
     # Switches, and brokers of small devices.
     older = {"edge_agent/sources/syslog/source.py", "edge_agent/sources/mqtt_local/session.py"}
-    older.add("edge_agent/commands/doctor/certificate.py")  # connects to nobody: it judges a certificate
+    older.add("edge_agent/commands/doctor/examine.py")  # connects to nobody: it judges a certificate
     others = [
         str(path.relative_to(repository_root))
         for package in ("edge_agent", "pipelines")

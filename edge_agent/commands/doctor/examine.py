@@ -1,7 +1,12 @@
-"""All of it, in the order in which things must work."""
+"""Examine a device in the order in which things must work: configuration, disk, clock, certificate, broker, sources, orders.
+
+A TLS handshake of the device with itself, in memory, is judged by the library that judges the real one.
+"""
 
 import datetime as dt
 import os
+import ssl
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +15,154 @@ from catchment.runtime.clock import Clock, SystemClock
 from edge_agent.checking import check_file
 from edge_agent.clock_quality import kernel_says_synchronised
 from edge_agent.commands.doctor.broker import ANSWER_WITHIN_S, RIGHTS, examine_reach, examine_rights
-from edge_agent.commands.doctor.certificate import examine_certificate
 from edge_agent.commands.doctor.findings import CheckResult, Diagnosis, Finding, failed, good, skipped, warning
 from edge_agent.commands.status_reader import is_alive
-from edge_agent.config import AgentConfig, load_agent_config
-from edge_agent.errors import AgentError, ConfigError
+from edge_agent.config import AgentConfig, BrokerConfig, TlsConfig, load_agent_config
+from edge_agent.errors import AgentError, ConfigError, KeyEncryptedError
 from edge_agent.health.file import Health, read_health
+from edge_agent.identity import read_certificate, refuse_password
+from schemas.ids import is_role_name
+
+CERTIFICATE = "certificate"
+_BY_SYSTEMD = "systemd hands it to the agent alone, so run this as root with a file that names /etc/catchment/device.key"
+_SOON = dt.timedelta(days=30)
+_NEW_ONE = "edge-agent enrol makes a new request; have it signed (docs/operator/install.md, Who a device is)"
+_RENAME = "give the device another name: edge-agent enrol NAME, and have that signed"
+_EXPIRED, _NOT_YET, _PURPOSE = 10, 9, 26  # OpenSSL's own numbers
+
+
+def examine_certificate(broker: BrokerConfig, clock: Clock) -> Iterator[Finding]:
+    """Look at the three files of [broker.tls]."""
+    if broker.tls is None:
+        yield skipped(CERTIFICATE, "no [broker.tls]: the broker is on this machine")
+        return
+    missing = [failed(CERTIFICATE, f"{path}: {reason}", fix) for path, reason, fix in _unreadable(broker.tls)]
+    if missing:
+        yield from missing
+        return
+    yield from _dates(broker.tls, clock)
+    yield from _key_mode(broker.tls)
+    yield _proof(broker.tls)
+
+
+def _unreadable(tls: TlsConfig) -> Iterator[tuple[str, str, str]]:
+    fixes = {
+        "ca": "bring the certificate of who signs certificates",
+        "cert": _NEW_ONE,
+        "key": f"edge-agent enrol makes it; {_BY_SYSTEMD}",
+    }
+    for name, fix in fixes.items():
+        path = getattr(tls, name)
+        try:
+            with path.open("rb") as file:
+                file.read(1)
+        except OSError as error:
+            yield str(path), str(error.strerror), fix
+
+
+def _dates(tls: TlsConfig, clock: Clock) -> Iterator[Finding]:
+    try:
+        found = read_certificate(tls.cert)
+    except (ConfigError, OSError) as error:
+        yield failed(CERTIFICATE, str(error), _NEW_ONE)
+        return
+    now = dt.datetime.fromtimestamp(clock.now_ms() / 1000, tz=dt.UTC)
+    if is_role_name(found.device):
+        yield warning(CERTIFICATE, f"its name {found.device} is one of the core's own and has the core's rights", _RENAME)
+    summary = f"{found.device}, signed by {found.issuer}, holds until {found.not_after:%Y-%m-%d}"
+    if now > found.not_after:
+        yield failed(CERTIFICATE, f"{summary}: expired", f"samples are kept meanwhile; {_NEW_ONE}")
+    elif now < found.not_before:
+        yield failed(
+            CERTIFICATE,
+            f"{summary}, but only from {found.not_before:%Y-%m-%d} on",
+            "set the clock; if it is right, ask for another",
+        )
+    elif found.not_after - now < _SOON:
+        yield warning(CERTIFICATE, f"{summary}: in {(found.not_after - now).days} days", _NEW_ONE)
+    else:
+        yield good(CERTIFICATE, summary)
+
+
+def _key_mode(tls: TlsConfig) -> Iterator[Finding]:
+    mode = stat.S_IMODE(tls.key.stat().st_mode)
+    if mode & 0o077:
+        yield warning(CERTIFICATE, f"others can read the key {tls.key} (mode {mode:04o})", f"chmod 600 {tls.key}")
+
+
+def _proof(tls: TlsConfig) -> Finding:
+    try:
+        judge, device = _contexts(tls)
+    except KeyEncryptedError as error:
+        message, _, fix = str(error).partition("; ")
+        return failed(CERTIFICATE, f"{tls.key}: {message}", fix)
+    except ssl.SSLError as error:
+        if "KEY_VALUES_MISMATCH" in str(error):
+            return failed(
+                CERTIFICATE,
+                f"the key {tls.key} does not belong to {tls.cert}",
+                "bring the certificate made for this key's request",
+            )
+        return failed(
+            CERTIFICATE,
+            f"a file of [broker.tls] is not what it should be: {error}",
+            "all three are PEM files; ca holds certificates",
+        )
+    try:
+        _shake_hands(judge, device)
+    except ssl.SSLCertVerificationError as error:
+        return failed(
+            CERTIFICATE, f"{tls.ca} does not vouch for {tls.cert}: {error.verify_message}", _verify_fix(error.verify_code)
+        )
+    except ssl.SSLError as error:
+        return failed(CERTIFICATE, f"key and certificate do not make a TLS 1.3 handshake: {error}", _NEW_ONE)
+    return good(CERTIFICATE, "the key belongs to it and the authority vouches for it")
+
+
+def _verify_fix(code: int) -> str:
+    if code == _EXPIRED:
+        return f"if the clock is right: {_NEW_ONE}"
+    if code == _NOT_YET:
+        return "set the clock"
+    if code == _PURPOSE:
+        return "it was signed for servers; have it signed with the extension clientAuth"
+    return "bring the certificate of the authority that signed it, or have it signed by the one named in ca"
+
+
+def _contexts(tls: TlsConfig) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    judge = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    judge.load_cert_chain(tls.cert, tls.key, refuse_password)
+    judge.load_verify_locations(tls.ca)
+    judge.verify_mode = ssl.CERT_REQUIRED
+    device = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # It talks to itself: only the judge judges.
+    device.check_hostname = False
+    device.verify_mode = ssl.CERT_NONE
+    device.load_cert_chain(tls.cert, tls.key, refuse_password)
+    for context in (judge, device):
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return judge, device
+
+
+def _shake_hands(judge: ssl.SSLContext, device: ssl.SSLContext) -> None:
+    """Both sides in turn until both are content.
+
+    Raises:
+        ssl.SSLError: one is not.
+    """
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    waiting = [device.wrap_bio(down, up), judge.wrap_bio(up, down, server_side=True)]
+    for _ in range(8):
+        for side in tuple(waiting):
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            waiting.remove(side)
+        if not waiting:
+            return
+    raise ssl.SSLError("the handshake does not end")
+
 
 CONFIGURATION = "configuration"
 SOURCES = "sources"

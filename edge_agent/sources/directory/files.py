@@ -14,8 +14,7 @@ from catchment.runtime.beneath import IS_FOLDER, RefusedFileError, rooted, statu
 from edge_agent.errors import ConfigError
 from edge_agent.sources.api import Rejects, SampleBatch, Scalar
 from edge_agent.sources.directory.picture_formats import read_image_header
-from edge_agent.sources.files.scan import FoundFile
-from edge_agent.sources.files.watched import CHANGED, WatchedFile, is_there, open_watched
+from edge_agent.sources.files.watched import CHANGED, FoundFile, WatchedFile, is_there, open_watched
 from edge_agent.sources.rows.cells import CellError, start_time_us, to_time
 from edge_agent.sources.rows.mapping import ColumnMapper
 from edge_agent.sources.rows.tables import objects_chunk, read_json

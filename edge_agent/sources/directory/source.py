@@ -40,8 +40,16 @@ from edge_agent.errors import ConfigError, SourceEndedError, SourceError
 from edge_agent.sources.api import Rejects, SampleBatch
 from edge_agent.sources.directory.files import FileSamples
 from edge_agent.sources.directory.picture_formats import has_end
-from edge_agent.sources.files.scan import FoundFile, Refused, Remembered, Settling, is_unchanged, look, second_name
-from edge_agent.sources.files.watched import open_watched
+from edge_agent.sources.files.watched import (
+    FoundFile,
+    Refused,
+    Remembered,
+    Settling,
+    is_unchanged,
+    look,
+    open_watched,
+    second_name,
+)
 from edge_agent.sources.options import WrittenOptions, read_options
 from edge_agent.sources.rows.cells import CellError, start_time_us
 from schemas.contract import Contract

@@ -2,7 +2,7 @@
 
 import pytest
 
-from catchment.runtime.backoff import Backoff, doubled_s
+from catchment.runtime.clock import Backoff, doubled_s
 
 
 def test_backoff_doubles_up_to_its_cap_and_starts_anew() -> None:

@@ -21,7 +21,7 @@ from edge_agent.sources.network.frames import FrameBuffer
 from edge_agent.sources.network.sockets import SocketInbox
 from edge_agent.sources.nmea.sentence import SentenceError, _rmc
 from edge_agent.sources.registry import GuardedSource, build_source, check_source
-from edge_agent.sources.syslog.message import read_message
+from edge_agent.sources.syslog.source import read_message
 from schemas.contract import builtin_contract
 from tests.fakes.drained import rows
 from tests.plant.broker import RunningBroker

@@ -16,7 +16,7 @@ from catchment.runtime.worker.outcome import Died
 from edge_agent.errors import ConfigError, SourceError
 from edge_agent.pictures import process as pictures
 from edge_agent.pictures.process import HarmfulPictureError, PictureProcess
-from edge_agent.redaction.redactor import BatchRedactor
+from edge_agent.redaction import BatchRedactor
 from edge_agent.sources.api import Rejects, SampleBatch
 from schemas.contract import Column, ColumnType, Contract, PayloadSpec
 from schemas.redaction import ImageRedact
@@ -84,7 +84,7 @@ def test_a_picture_that_ends_its_decoder_twice_is_refused_and_counted_and_never_
         return Died(signal.SIGSEGV, 0) if b"deadly" in body else request(body, timeout_s)
 
     monkeypatch.setattr(decoder._worker, "request", deadly)
-    monkeypatch.setattr("edge_agent.redaction.redactor.shared_pictures", lambda _kind: decoder)
+    monkeypatch.setattr("edge_agent.redaction.shared_pictures", lambda _kind: decoder)
     rejects = Rejects("test")
     batch = SampleBatch([1, 2, 3], {"camera": ["a", "b", "c"]}, [_picture(), b"deadly", _picture()])
     stored = BatchRedactor(_CONTRACT, b"", rejects)(batch)

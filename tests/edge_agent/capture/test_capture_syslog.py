@@ -24,8 +24,7 @@ from edge_agent.sources.api import Rejects
 from edge_agent.sources.network.frames import FrameBuffer
 from edge_agent.sources.network.sockets import KERNEL_DROPPED
 from edge_agent.sources.registry import check_source
-from edge_agent.sources.syslog.message import read_message
-from edge_agent.sources.syslog.source import SyslogSource, build
+from edge_agent.sources.syslog.source import SyslogSource, build, read_message
 from schemas.contract import builtin_contract
 from tests.fakes.drained import rows
 from tests.plant.present import present

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from catchment.runtime.clock import SystemClock
 from edge_agent.sources.api import Rejects
 from edge_agent.sources.network.frames import FrameBuffer
-from edge_agent.sources.syslog.message import read_message
-from edge_agent.sources.syslog.source import build
+from edge_agent.sources.syslog.source import build, read_message
 from schemas.contract import builtin_contract
 from tests.fakes.drained import rows
 

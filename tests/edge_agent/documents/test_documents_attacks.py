@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.rules.trust import is_document
+from edge_agent.rules.policy_store import is_document
 from schemas.edge_policy import EdgePolicy, encode_edge_policy
 from schemas.edge_policy import signing_bytes as older_signing_bytes
 from schemas.errors import DocumentError, SchemaError

@@ -14,9 +14,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from edge_agent.documents import counter as counter_module
+from edge_agent.documents import gate as counter_module
 from edge_agent.documents import signature
-from edge_agent.documents.counter import CounterFile, Seen
+from edge_agent.documents.gate import CounterFile, Seen
 from edge_agent.errors import UntrustedDocumentError
 from schemas.signed_document import DocumentKind
 from tests.fakes.director import FakeDirector, HandClock, OrderTaker

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.process.startup import TolerantStderr
 from edge_agent.spool.opening import SUSPECT_NAME, mark_suspect
+from edge_agent.startup import TolerantStderr
 from schemas.ids import StreamName
 from tests.fakes.fake_core import FakeCore
 from tests.plant.broker import RunningBroker

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.models.desired import open_orders
+from edge_agent.models.wanted import open_orders
 from pipelines.rollout.repository import PublishedModel
 from schemas.rollout import Desired, DesiredModels, encode_desired
 from schemas.signed_document import Addressees

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from edge_agent.models import loader
 from edge_agent.models.model_process import ModelProcess
-from edge_agent.models.state import Attempt, Installed, StoreState
-from edge_agent.models.state_file import NAMES, StateFile
+from edge_agent.models.state import NAMES, Attempt, Installed, StateFile, StoreState
 from edge_agent.models.store import ModelStore
 from schemas.model import ModelSpec
 from tests.fakes import model_repository as fake

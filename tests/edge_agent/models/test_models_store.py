@@ -11,8 +11,7 @@ import pytest
 import structlog
 from msgspec.structs import replace
 
-from edge_agent.errors import ModelError
-from edge_agent.models.errors import RottenModelError
+from edge_agent.errors import ModelError, RottenModelError
 from edge_agent.models.state import Attempt, Installed, StoreState
 from edge_agent.models.store import ModelStore
 from schemas.model import ImageInput, ModelSpec

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edge_agent.identity.enrol import enrol
+from edge_agent.identity import enrol
 from schemas.ids import DeviceId
 from tests.fakes.small_authority import ROOT, SmallAuthority
 from tests.plant.broker import free_port

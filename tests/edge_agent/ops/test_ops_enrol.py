@@ -13,10 +13,7 @@ from typer.testing import CliRunner
 
 from edge_agent.commands.root import app
 from edge_agent.errors import ConfigError
-from edge_agent.identity import enrol as enrolling
-from edge_agent.identity.certificate import DerError, read_certificate, read_pem
-from edge_agent.identity.enrol import CommandKeysmith, enrol
-from edge_agent.identity.enrol_cryptography import LibraryKeysmith
+from edge_agent.identity import CommandKeysmith, DerError, LibraryKeysmith, enrol, find_keysmith, read_certificate, read_pem
 from schemas.ids import DeviceId, StreamName
 from tests.edge_agent.ops.conftest import Site
 from tests.fakes.fake_core import FakeCore
@@ -76,8 +73,8 @@ def test_a_key_that_others_can_read_is_refused_with_the_remedy(tmp_path: Path) -
 
 
 def test_without_library_and_command_it_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "edge_agent.identity.enrol_cryptography", None)
-    assert isinstance(enrolling.find_keysmith(), CommandKeysmith)
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    assert isinstance(find_keysmith(), CommandKeysmith)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="openssl command"):
         enrol(DEVICE, tmp_path / "device.key", tmp_path / "device.csr")

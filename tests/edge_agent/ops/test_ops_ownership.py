@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.errors import ConfigError
-from edge_agent.process.ownership import FILE_NAME, claim
+from edge_agent.process import FILE_NAME, claim
 
 
 def test_samples_of_one_device_are_not_sent_as_another_s(tmp_path: Path) -> None:

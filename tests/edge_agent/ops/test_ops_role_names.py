@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from edge_agent.checking import check_file
 from edge_agent.commands.root import app
 from edge_agent.errors import ConfigError
-from edge_agent.identity.enrol import enrol
-from edge_agent.process.ownership import FILE_NAME, claim
+from edge_agent.identity import enrol
+from edge_agent.process import FILE_NAME, claim
 from schemas.errors import IdError
 from schemas.ids import DeviceId, enrolled_id, is_role_name
 from tests.fakes.small_authority import documented_commands

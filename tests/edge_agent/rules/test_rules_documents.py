@@ -6,8 +6,7 @@ import msgspec
 import pytest
 
 from edge_agent.documents.trust import DocumentTrust
-from edge_agent.rules.policy_store import FILE_NAME, PolicyStore
-from edge_agent.rules.trust import read_seen, write_seen
+from edge_agent.rules.policy_store import FILE_NAME, PolicyStore, read_seen, write_seen
 from pipelines.director import DocumentSigner
 from pipelines.policy.edge import signed_message
 from schemas.edge_policy import (
@@ -56,9 +55,9 @@ class Device:
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The signature checks without their process: it is tried elsewhere."""
-    from edge_agent.rules import trust
+    from edge_agent.rules import policy_store
 
-    monkeypatch.setattr(trust.PolicyAdmission.__init__, "__defaults__", (check_here,))
+    monkeypatch.setattr(policy_store.PolicyAdmission.__init__, "__defaults__", (check_here,))
 
 
 @pytest.fixture(scope="module")

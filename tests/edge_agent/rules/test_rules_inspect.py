@@ -13,16 +13,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edge_agent.errors import ConfigError, UninspectableError
-from edge_agent.inspect.inspected import requested_steps
-from edge_agent.inspect.picture import picture_facts
-from edge_agent.inspect.text import text_counts
+from edge_agent.inspect import requested_steps, text_counts
+from edge_agent.pictures.statistics import picture_facts
 from edge_agent.rules.rule_filter import RuleFilter
 from edge_agent.sections import InspectConfig
 from edge_agent.sources.api import SampleBatch
 from pipelines.contracts.registry import ContractSet
 from pipelines.inspect.columns import inspected, step_columns
 from pipelines.inspect.image import image_facts
-from pipelines.inspect.text import count_patterns
+from pipelines.inspect.run import count_patterns
 from pipelines.policy.documents import parse_policy
 from pipelines.policy.edge import edge_inspectors, edge_rules
 from schemas.contract import Column, ColumnType, Contract, builtin_contract
@@ -184,5 +183,5 @@ def test_transparent_pictures_and_broken_bytes_are_left_to_the_core() -> None:
 
 
 def test_no_library_is_loaded_before_a_step_asks() -> None:
-    code = "import sys, edge_agent.agent, edge_agent.inspect.inspected; print({'numpy', 'PIL'} & {*sys.modules})"
+    code = "import sys, edge_agent.agent, edge_agent.inspect; print({'numpy', 'PIL'} & {*sys.modules})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"

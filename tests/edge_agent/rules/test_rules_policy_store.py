@@ -10,13 +10,11 @@ import pytest
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.documents import signature
+from edge_agent.documents.signature import is_signed
 from edge_agent.documents.trust import DocumentTrust
-from edge_agent.documents.verify import is_signed
 from edge_agent.errors import DocumentLaterError, UntrustedDocumentError
 from edge_agent.rules import policy_store as store_module
-from edge_agent.rules.policy_store import FILE_NAME, NoPolicy, PolicyStore
-from edge_agent.rules.trust import FILE_NAME as SEEN_NAME
-from edge_agent.rules.trust import read_seen
+from edge_agent.rules.policy_store import FILE_NAME, SEEN_NAME, NoPolicy, PolicyStore, read_seen
 from schemas.edge_policy import (
     EdgeAction,
     EdgePolicy,

@@ -10,7 +10,7 @@ import pytest
 from catchment.runtime.mqtt_link import BrokerLimits, open_connection
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.uplink import session
-from edge_agent.uplink.poison_isolation import HANGS_UP
+from edge_agent.uplink.poison import HANGS_UP
 from edge_agent.uplink.send_window import UplinkTimes
 from schemas.ids import StreamName
 from tests.fakes.broker_fronts import HangUpFront

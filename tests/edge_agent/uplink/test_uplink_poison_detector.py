@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edge_agent.uplink.poison_detector import CAREFUL_AFTER, MIN_FAILED_PROBES, PoisonDetector
+from edge_agent.uplink.poison import CAREFUL_AFTER, MIN_FAILED_PROBES, PoisonDetector
 from schemas.ids import StreamName
 
 ALPHA, BETA = StreamName("alpha"), StreamName("beta")

@@ -14,9 +14,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from typer.testing import CliRunner
 
 from catchment.runtime.clock import SystemClock
-from edge_agent.documents.counter import CounterFile
-from edge_agent.documents.gate import DocumentGate
-from edge_agent.documents.inbox import DocumentInbox
+from edge_agent.documents.gate import CounterFile, DocumentGate, DocumentInbox
 from edge_agent.documents.trust import DocumentTrust
 from pipelines.commands.rollout import model_app, rollout_app, serve
 from pipelines.config import load_core_config

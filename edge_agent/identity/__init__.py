@@ -1,1 +1,0 @@
-"""The device's identity: its certificate and key."""

@@ -1,1 +1,0 @@
-"""The agent as a process of the operating system: its lock, its log, its start."""
