@@ -37,7 +37,7 @@ def may_join(first: SampleBatch, second: SampleBatch) -> bool:
 
 
 def join_batches(batches: Sequence[SampleBatch]) -> SampleBatch:
-    """One batch of all samples in order; its position is the last one told."""
+    """One batch of all samples in order; its position is the last one given."""
     if len(batches) == 1:
         return batches[0]
     first = batches[0]
@@ -354,7 +354,7 @@ if sys.byteorder != "little":  # pragma: no cover
 
 
 class RetryingEncoder:
-    """Encodes batches so that none can hold up those behind it for ever.
+    """Encodes batches so that none can hold up those behind it permanently.
 
     Args:
         encoder: of the stream's contract.

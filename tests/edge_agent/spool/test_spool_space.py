@@ -172,7 +172,7 @@ def test_a_stream_that_blocks_waits_for_room_and_others_go_on(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("size", [300, 60_000, 200_000])
-def test_what_is_never_given_up_makes_room_for_itself_whatever_the_others_are_worth(tmp_path: Path, size: int) -> None:
+def test_samples_never_given_up_make_room_for_themselves_whatever_others_are_worth(tmp_path: Path, size: int) -> None:
     spool = open_spool(tmp_path / "s")
     for _ in range(60):
         spool.append(Append(BETA, (envelope(30_000), envelope(100_000)), priority=MAX_PRIORITY)).result()
@@ -186,7 +186,7 @@ def test_what_is_never_given_up_makes_room_for_itself_whatever_the_others_are_wo
     assert on_disk(tmp_path / "s") <= 8 * MIB
 
 
-def test_what_waits_for_room_when_the_spool_closes_is_told_so_and_not_captured(tmp_path: Path) -> None:
+def test_samples_that_wait_for_room_when_the_spool_closes_are_refused_and_not_captured(tmp_path: Path) -> None:
     spool = open_spool(tmp_path / "s")
     appends = [Append(ALPHA, (envelope(200_000),), source="s", position=b"%d" % n, waits_for_room=True) for n in range(30)]
     futures: list[Any] = []
