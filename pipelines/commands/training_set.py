@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Self
@@ -21,10 +23,11 @@ from pipelines.lake import lake as lakes
 from pipelines.lake.lake import lake_at, lake_of
 from pipelines.training.array_rules import LabelRule, Resample
 from pipelines.training.bucket_sets import bring_set
-from pipelines.training.build import DEFAULT_SPLIT, BuildOptions, SetDraft, draft_set, write_set
+from pipelines.training.build import DEFAULT_SPLIT, BuildOptions, SetDraft, draft_set, terms_of, wish_of, wish_of_spec, write_set
+from pipelines.training.building.plan import SetPlan
+from pipelines.training.building.recipe import Wish
+from pipelines.training.building.versions import Terms, build_version, planned
 from pipelines.training.catalogue import list_sets, set_folder
-from pipelines.training.from_spec import draft_from_spec, spec_options
-from pipelines.training.grouping import neighbours_elsewhere
 from pipelines.training.manifest import MANIFEST_NAME, ClassCount, LeftOut, Manifest, Source, load_manifest
 from pipelines.training.open import open_set
 from pipelines.training.shards import Progress
@@ -95,13 +98,29 @@ def plan(  # noqa: PLR0913, PLR0917 - one argument for each option of the comman
         arrays=arrays.array_rule(typed, _listed(columns)),
     )
     found = lake_from(lake, config)
-    if _is_spec(name):
-        _refuse_beside_spec(context)
-        spec = load_spec(Path(name))
-        draft = draft_from_spec(found, spec, spec_options(spec, reassign=reassign))
-    else:
-        draft = draft_set(found, name, tuple(stream or ()), where, seed=seed, options=options)
-    facts = _plan_facts(draft)
+    if not _is_spec(name) and options.arrays is not None:
+        _show_plan(draft_set(found, name, tuple(stream or ()), where, seed=seed, options=options), as_json=as_json)
+        return
+    wish, terms = _wish_and_terms(context, name, tuple(stream or ()), where, seed, options)
+    with planned(found, wish, terms) as plan:
+        _show_plan(plan, as_json=as_json)
+
+
+def _wish_and_terms(
+    context: typer.Context, name: str, streams: tuple[str, ...], where: str, seed: int, options: BuildOptions
+) -> tuple[Wish, Terms]:
+    """What a person wishes for, by a spec or by options."""
+    if not _is_spec(name):
+        return wish_of(name, streams, where, seed, options), terms_of(options)
+    _refuse_beside_spec(context)
+    spec = load_spec(Path(name))
+    return wish_of_spec(spec), terms_of(replace(options, stratify=spec.split.stratify))
+
+
+def _show_plan(draft: SetDraft | SetPlan, *, as_json: bool) -> None:
+    facts = PlanFacts(
+        draft.split_rows, draft.coverage, draft.left_out, draft.notes, draft.sources, draft.neighbours(_NEIGHBOUR_S)
+    )
     if as_json:
         say_json(msgspec.json.encode(facts))
         return
@@ -163,15 +182,13 @@ def build(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
     )
     found = lake_from(lake, config)
     with _Bar() as bar:
-        if _is_spec(name):
-            _refuse_beside_spec(context)
-            spec = load_spec(Path(name))
-            options = spec_options(spec, allow_missing=allow_missing, reassign=reassign)
-            draft = draft_from_spec(found, spec, options)
-        else:
+        if not _is_spec(name) and options.arrays is not None:
             draft = draft_set(found, name, tuple(stream or ()), where, seed=seed, options=options)
-        PlainConsole(stderr=True).print(_coverage_table(draft))
-        manifest = write_set(found, draft, options, progress=bar)
+            _print_coverage(draft)
+            manifest = write_set(found, draft, options, progress=bar)
+        else:
+            wish, terms = _wish_and_terms(context, name, tuple(stream or ()), where, seed, options)
+            manifest = build_version(found, wish, terms, progress=bar, notice=_print_coverage)
     _print_manifest(manifest, found.root / "sets" / manifest.name / str(manifest.version), as_json)
     for note in manifest.notes:
         _note(note)
@@ -276,13 +293,17 @@ def _listed(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _coverage_table(draft: SetDraft) -> PlainTable:
+def _print_coverage(draft: SetDraft | SetPlan) -> None:
+    PlainConsole(stderr=True).print(_coverage_table(draft))
+
+
+def _coverage_table(draft: SetDraft | SetPlan) -> PlainTable:
     """Classes by splits, with the rows of each; a class that a split lacks stands as 0."""
     names = [split for split, _ in draft.rule.fractions]
     table = PlainTable("class", *names, title="rows by class and split")
-    table.add_row("rows", *(f"{rows:,}" for rows in draft.split_rows().values()))
+    table.add_row("rows", *(f"{rows:,}" for rows in draft.split_rows.values()))
     by_class: dict[str, list[str]] = {}
-    for count in draft.plan.coverage:
+    for count in draft.coverage:
         by_class.setdefault(count.name, []).append(f"{count.rows:,}")
     for name, cells in list(by_class.items())[:_MAX_CLASSES_SHOWN]:
         table.add_row(name, *cells)
@@ -294,24 +315,12 @@ def _coverage_table(draft: SetDraft) -> PlainTable:
 class PlanFacts(msgspec.Struct, frozen=True):
     """What `set plan --json` prints."""
 
-    splits: dict[str, int]
+    splits: Mapping[str, int]
     coverage: tuple[ClassCount, ...]
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
     sources: tuple[Source, ...]
     neighbours: dict[str, int]
-
-
-def _plan_facts(draft: SetDraft) -> PlanFacts:
-    return PlanFacts(draft.split_rows(), draft.plan.coverage, draft.left_out, draft.notes, draft.sources, _neighbours(draft))
-
-
-def _neighbours(draft: SetDraft) -> dict[str, int]:
-    """The rows of each split with a row of another one, of the same device, close in time; only splits that have some."""
-    splits = draft.plan.splits
-    near = neighbours_elsewhere(draft.rows, splits, _NEIGHBOUR_S)
-    counts = {name: int((near & (splits == number)).sum()) for number, (name, _) in enumerate(draft.rule.fractions)}
-    return {name: count for name, count in counts.items() if count}
 
 
 def lake_from(lake: Path | None, config: Path | None) -> lakes.Lake:
@@ -362,6 +371,10 @@ class _Bar(Progress):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._rich.stop()
+
+    def stage(self, name: str) -> None:
+        """Begin a new bar in the place of the last one."""
+        self._rich.reset(self._task, description=name)
 
     def total(self, rows: int) -> None:
         """The bar's end."""

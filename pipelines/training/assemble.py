@@ -1,6 +1,6 @@
 """The rows of a set spec: streams joined in time, columns derived, classes mapped, and what was left out counted."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,8 +17,8 @@ from pipelines.labels.resolve import resolved_classes
 from pipelines.labels.table import read_labels, task_table
 from pipelines.lake.lake import Lake
 from pipelines.training.asof import AsOf, join_as_of, seconds_as_us
-from pipelines.training.grouping import group_rows, times_us
-from pipelines.training.manifest import LeftOut, Source
+from pipelines.training.grouping import times_us
+from pipelines.training.manifest import Source
 from pipelines.training.near_duplicates import NO_GROUP, near_groups
 from pipelines.training.select import (
     KEY,
@@ -35,7 +35,6 @@ from pipelines.training.spec import (
     SetSpec,
     parse_duration_s,
 )
-from pipelines.training.thin import capped, class_numbers, sampled
 
 Int64s = npt.NDArray[np.int64]
 GROUP_COLUMN = "split_group"
@@ -46,24 +45,27 @@ _MAX_AUTHORS = 20
 
 @dataclass(slots=True)
 class Assembly:
-    """Rows on their way through a spec, and what is to be said of them."""
+    """Rows on their way through a spec, and what is to be said of them.
+
+    `left_out`: rows by reason, in the order of the steps, zeros too, so that those of several parts add up. `lacking`: rows
+    that found no row to join, by what they lack. `matched`: rows that found one, for each join. `torn`: rows whose labels
+    differ between authors. `unlisted`: classes that the label does not list, where that is refused.
+    """
 
     rows: pa.Table
-    sources: list[Source] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    lacking: dict[str, int] = field(default_factory=dict)
+    matched: list[int] = field(default_factory=list)
+    torn: int = 0
+    unlisted: tuple[str, ...] = ()
 
     def keep(self, kept: npt.NDArray[np.bool_], reason: str) -> None:
         """Keep some rows; the others are counted under a reason."""
-        gone = len(kept) - int(kept.sum())
-        if gone:
-            self.rows = self.rows.filter(pa.array(kept))
-            self.left_out.append(LeftOut(reason, gone))
+        self.replace(self.rows if kept.all() else self.rows.filter(pa.array(kept)), reason)
 
     def replace(self, rows: pa.Table, reason: str) -> None:
         """Go on with fewer rows."""
-        if len(rows) < len(self.rows):
-            self.left_out.append(LeftOut(reason, len(self.rows) - len(rows)))
+        self.left_out[reason] = self.left_out.get(reason, 0) + len(self.rows) - len(rows)
         self.rows = rows
 
     def add(self, name: str, values: pa.ChunkedArray | pa.Array) -> None:
@@ -77,12 +79,20 @@ class Assembly:
         self.rows = self.rows.append_column(name, values)
 
 
-def assemble(lake: Lake, spec: SetSpec, rows: pa.Table) -> Assembly:
-    """Take selected rows through the joins, columns, conditions, classes and limits of a spec.
+def assemble(lake: Lake, spec: SetSpec, rows: pa.Table, labels: pa.Table | None) -> Assembly:
+    """Take some of the selected rows through the joins, columns, conditions and classes of a spec.
+
+    Each row is treated by itself: parts of the rows give the same as all of them at once.
+
+    Args:
+        lake: the lake.
+        spec: its joins name the versions to read.
+        rows: some selected rows; none: what the spec says is checked, and no joined stream is read.
+        labels: what `resolve_labels` gave, if the spec names a task.
 
     Raises:
         NotFoundError: no such stream or version.
-        RefusedError: a column is missing or given twice, an expression does not fit, or a class is not listed.
+        RefusedError: a column is missing or given twice, or an expression does not fit.
         CorruptLakeError: a table cannot be read.
     """
     made = Assembly(rows)
@@ -94,18 +104,26 @@ def assemble(lake: Lake, spec: SetSpec, rows: pa.Table) -> Assembly:
     if spec.split.expression:
         with _named("split expression"):
             _derive(made, DerivedSpec(GROUP_COLUMN, spec.split.expression))
-    with _named("where"):
-        made.replace(filter_rows(made.rows, spec.where), "where is not true")
+    if spec.where.strip():
+        with _named("where"):
+            made.replace(filter_rows(made.rows, spec.where), "where is not true")
     if spec.label is not None:
-        _classes(lake, made, spec.label)
-    if spec.near_duplicates is not None and spec.near_duplicates.action == "drop":
-        _drop_near_duplicates(made, spec.near_duplicates, spec.label)
-    for cap in spec.caps:
-        groups = group_rows(made.rows, cap.per)
-        made.keep(capped(made.rows, groups.of_row, cap.rows, spec.seed), f"above {cap.rows:,} rows per {', '.join(cap.per)}")
-    if spec.sample.share < 1 or spec.sample.rows:
-        made.keep(sampled(made.rows, spec.seed, spec.sample.share, spec.sample.rows), "not in the sample")
+        _classes(made, spec.label, labels)
     return made
+
+
+def check_unlisted(unlisted: Iterable[str]) -> None:
+    """Refuse classes that a label does not list.
+
+    Raises:
+        RefusedError: there are any.
+    """
+    others = sorted(set(unlisted))
+    if others:
+        raise RefusedError(
+            f"classes are not listed under label: {', '.join(others[:20])}; list them, or say what becomes of "
+            "others (other: keep | drop)"
+        )
 
 
 @contextmanager
@@ -145,29 +163,15 @@ def _join(lake: Lake, made: Assembly, join: JoinSpec) -> None:
             for name in pivot.keep
         ]
     found = _candidates(lake, made.rows, join, tolerance_us)
-    counted = _Counted(found)
-    for joined, each in zip(join_as_of(made.rows, counted.batches(), wanted, found.schema), wanted, strict=True):
+    matched = 0
+    batches = found.batches if len(made.rows) else iter(())
+    for joined, each in zip(join_as_of(made.rows, batches, wanted, found.schema), wanted, strict=True):
         for name in joined.columns.schema.names:
             made.add(name, joined.columns.column(name))
-        lacking = len(made.rows) - joined.matched
         what = f"{join.stream} {each.where[1]}" if each.where else join.stream
-        if lacking:
-            made.notes.append(f"{lacking:,} of {len(made.rows):,} rows have no {what} within {join.tolerance}; they hold null")
-    made.sources.append(Source(join.stream, found.version, counted.rows))
-
-
-class _Counted:
-    """Counts the rows that pass."""
-
-    def __init__(self, found: StreamBatches) -> None:
-        self._found = found
-        self.rows = 0
-
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """The batches."""
-        for batch in self._found.batches:
-            self.rows += batch.num_rows
-            yield batch
+        made.lacking[f"{what} within {join.tolerance}"] = len(made.rows) - joined.matched
+        matched = max(matched, joined.matched)
+    made.matched.append(matched)
 
 
 def _candidates(lake: Lake, samples: pa.Table, join: JoinSpec, tolerance_us: int) -> StreamBatches:
@@ -202,51 +206,76 @@ def _derive(made: Assembly, derived: DerivedSpec) -> None:
     made.add(derived.name, computed)
 
 
-def _classes(lake: Lake, made: Assembly, label: LabelSpec) -> None:
+def _classes(made: Assembly, label: LabelSpec, labels: pa.Table | None) -> None:
     """The class column: mapped, merged, and what has none or another one treated as the spec says."""
-    values = _labelled(lake, made, label) if label.task else _class_texts(made.rows, label.column)
+    values = _class_texts(made.rows, label.column) if labels is None else _labelled(made, labels)
     mapped = _mapped(values, label)
+    unlisted = pc.and_(pc.is_valid(values), pc.is_null(mapped))
+    if label.other == "refuse" and label.classes:
+        made.unlisted = tuple(sorted(pc.unique(values.filter(unlisted)).to_pylist()))
     if label.name in made.rows.schema.names:
         if label.name != label.column:
             raise RefusedError(f"there is a column {label.name} already; give the label another name")
         made.rows = made.rows.drop_columns([label.name])
     made.add(label.name, mapped)
     if label.other == "drop":
-        unlisted = pc.and_(pc.is_valid(values), pc.is_null(mapped)).to_numpy()
-        made.keep(~unlisted, "a class that is not listed")
+        made.keep(~unlisted.to_numpy(), "a class that is not listed")
     if label.unlabelled == "drop":
         made.keep(pc.is_valid(made.rows.column(label.name)).to_numpy(), "no class")
 
 
-def _labelled(lake: Lake, made: Assembly, label: LabelSpec) -> pa.ChunkedArray:
-    """What people said of each row, resolved by the spec's rule; null where nobody, or no majority, said anything."""
+@dataclass(frozen=True, slots=True)
+class ResolvedLabels:
+    """What people said of each sample in a task: `rows` one for each sample, `given` every label; and the table's version."""
+
+    rows: pa.Table
+    given: pa.Table
+    source: Source
+
+
+def resolve_labels(lake: Lake, label: LabelSpec) -> ResolvedLabels:
+    """Read the labels of a spec's task and resolve them by its rule.
+
+    Raises:
+        NotFoundError: no such task.
+        CorruptLakeError: its table cannot be read.
+    """
     labels, version = read_labels(lake, label.task, label.version)
     resolved = resolved_classes(labels, label.resolve)
-    made.sources.append(Source(task_table(label.task), version, len(resolved)))
+    return ResolvedLabels(resolved, labels, Source(task_table(label.task), version, len(resolved)))
+
+
+def _labelled(made: Assembly, labels: pa.Table) -> pa.ChunkedArray:
+    """What people said of each row, resolved by the spec's rule; null where nobody, or no majority, said anything."""
     key = list(KEY)
-    found = pl.DataFrame(pl.from_arrow(resolved))
     frame = pl.DataFrame(pl.from_arrow(made.rows.select(key)))
-    joined = frame.join(found, on=key, how="left", maintain_order="left")
-    torn = int((joined["agreement"] < 1).sum())
-    if torn:
-        made.notes.append(f"{torn:,} rows have labels that differ between authors; `resolve: {label.resolve}` decided")
-    made.notes += _label_notes(labels, made.rows, label, version)
+    joined = frame.join(pl.DataFrame(pl.from_arrow(labels)), on=key, how="left", maintain_order="left")
+    made.torn += int((joined["agreement"] < 1).sum())
     return pa.chunked_array([joined["value"].to_arrow().cast(pa.string())])
 
 
-def _label_notes(labels: pa.Table, rows: pa.Table, label: LabelSpec, version: int) -> list[str]:
-    """The labels' version and rule, who made them, and how far they agree on the rows of the set."""
+def label_notes(labels: ResolvedLabels, label: LabelSpec, keys: Iterable[pa.Table]) -> tuple[str, ...]:
+    """The labels' version and rule, who made them, and how far they agree on the rows of the set.
+
+    Args:
+        labels: of the spec's task.
+        label: what the spec says of them.
+        keys: the keys of the rows, in parts.
+    """
     key = list(KEY)
-    ours = pl.DataFrame(pl.from_arrow(labels)).join(pl.DataFrame(pl.from_arrow(rows.select(key))), on=key, how="semi")
-    if ours.is_empty():
-        return []
-    found = agreement_of(ours.to_arrow().cast(labels.schema), label.resolve)
+    given = pl.DataFrame(pl.from_arrow(labels.given)).with_row_index("__row")
+    chosen = [given.join(pl.DataFrame(pl.from_arrow(part.select(key))), on=key, how="semi")["__row"] for part in keys]
+    rows = pl.concat(chosen).unique().sort() if chosen else pl.Series("__row", [], pl.UInt32)
+    if rows.is_empty():
+        return ()
+    found = agreement_of(labels.given.take(rows.to_arrow()), label.resolve)
     authors = ", ".join(f"{author.author or '(unknown)'} {author.samples:,}" for author in found.authors[:_MAX_AUTHORS])
     more = f" and {len(found.authors) - _MAX_AUTHORS:,} others" if len(found.authors) > _MAX_AUTHORS else ""
-    return [
+    version = labels.source.delta_version
+    return (
         f"classes are labels of task {label.task} at version {version} by the rule {label.resolve}; labelled by {authors}{more}",
         *found.words,
-    ]
+    )
 
 
 def _class_texts(rows: pa.Table, column: str) -> pa.ChunkedArray:
@@ -262,26 +291,19 @@ def _mapped(values: pa.ChunkedArray, label: LabelSpec) -> pa.ChunkedArray:
         return values
     names, targets = pa.array(list(label.classes), pa.string()), pa.array(list(label.classes.values()), pa.string())
     mapped = targets.take(pc.index_in(values, value_set=names).combine_chunks())
-    unlisted = pc.and_(pc.is_valid(values), pc.is_null(mapped))
     if label.other == "keep":
         return pa.chunked_array([pc.coalesce(mapped, values.combine_chunks())])
-    if label.other == "refuse" and pc.any(unlisted).as_py():
-        others = sorted(pc.unique(values.filter(unlisted)).to_pylist())
-        raise RefusedError(
-            f"classes are not listed under label: {', '.join(others[:20])}; list them, or say what becomes of "
-            "others (other: keep | drop)"
-        )
     return pa.chunked_array([mapped])
 
 
-def _drop_near_duplicates(made: Assembly, rule: NearDuplicateSpec, label: LabelSpec | None) -> None:
-    """Keep the first of each group, and of each class in it: a defect that looks like a good part is not thinned away."""
-    groups = near_of(made.rows, rule)
-    kinds = class_numbers(made.rows.column(label.name)) if label is not None else np.zeros(len(made.rows), np.int64)
-    epochs, seqs = (made.rows.column(name).to_numpy() for name in KEY[2:])
-    order = np.lexsort((seqs, epochs, times_us(made.rows), kinds, groups))
+def firsts_of_near(groups: Int64s, kinds: Int64s, times: Int64s, epochs: Int64s, seqs: Int64s) -> npt.NDArray[np.bool_]:
+    """Which rows stay if only the first of each group of near-duplicates, and of each class in it, does.
+
+    A defect that looks like a good part is not thinned away.
+    """
+    order = np.lexsort((seqs, epochs, times, kinds, groups))
     is_first = np.ones(len(order), bool)
     is_first[1:] = (groups[order[1:]] != groups[order[:-1]]) | (kinds[order[1:]] != kinds[order[:-1]])
-    kept = groups == NO_GROUP
+    kept = np.asarray(groups == NO_GROUP, bool)
     kept[order[is_first]] = True
-    made.keep(kept, "near-duplicate of another row")
+    return kept

@@ -1,5 +1,6 @@
 """Which rows belong together, and which classes they carry. Pure functions over columns."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,41 @@ class Classes:
     names: tuple[str, ...]
     row: Int64s
     kind: Int64s
+
+
+@dataclass(frozen=True, slots=True)
+class GroupTable:
+    """What each group holds: the one thing about rows that grows with the groups alone.
+
+    `names`, `rows`: (groups,). `pair_group`, `pair_class`, `pair_amount`: (pairs,) how many rows of a class a group holds, by
+    group and class. `null_rows`: rows without a value in any group column.
+    """
+
+    names: pa.Array
+    rows: Int64s
+    pair_group: Int64s
+    pair_class: Int64s
+    pair_amount: Int64s
+    classes: tuple[str, ...]
+    null_rows: int
+
+    def counts(self, union_of_group: Int64s, rank: Int64s) -> GroupCounts:
+        """The same for unions of groups; `rank`: (unions,) decides between unions that are alike."""
+        count, kinds = len(rank), max(1, len(self.classes))
+        rows = np.zeros(count, np.int64)
+        np.add.at(rows, union_of_group, self.rows)
+        pairs, place = np.unique(union_of_group[self.pair_group] * kinds + self.pair_class, return_inverse=True)
+        amount = np.zeros(len(pairs), np.int64)
+        np.add.at(amount, place, self.pair_amount)
+        first = np.searchsorted(pairs // kinds, np.arange(count + 1)).astype(np.int64)
+        return GroupCounts(rows, first, (pairs % kinds).astype(np.int64), amount, rank, len(self.classes))
+
+    def in_splits(self, split_of_group: Int64s, splits: int) -> Int64s:
+        """(splits, classes) the rows of each class in each split."""
+        kinds = len(self.classes)
+        table = np.zeros((splits, kinds), np.int64)
+        np.add.at(table, (split_of_group[self.pair_group], self.pair_class), self.pair_amount)
+        return table
 
 
 def group_rows(rows: pa.Table, columns: tuple[str, ...], block_s: float = 0.0) -> Groups:
@@ -71,8 +107,7 @@ def classes_of_rows(rows: pa.Table, columns: tuple[str, ...]) -> Classes:
             raise RefusedError(f"no column {column} to stratify by; there are {', '.join(rows.schema.names)}")
         values, row = _items(rows.column(column))
         encoded = _text(values, column).combine_chunks().dictionary_encode()
-        if len(encoded.dictionary) + len(names) > MAX_CLASSES:
-            raise RefusedError(f"{column} has more than {MAX_CLASSES:,} values; stratify by a column of classes, or derive one")
+        _check_kinds(column, len(encoded.dictionary))
         there = np.asarray(pc.is_valid(encoded).to_numpy(zero_copy_only=False), bool)
         owners.append(row[there])
         kinds.append(np.asarray(encoded.indices.drop_null().to_numpy(zero_copy_only=False), np.int64) + len(names))
@@ -80,14 +115,62 @@ def classes_of_rows(rows: pa.Table, columns: tuple[str, ...]) -> Classes:
     return Classes(tuple(names), np.concatenate(owners), np.concatenate(kinds))
 
 
-def count_groups(groups: Groups, classes: Classes, rank: Int64s, count: int) -> GroupCounts:
-    """What each of `count` groups holds: its rows, and its rows of each class."""
-    kinds = max(1, len(classes.names))
+def tabulate_groups(groups: Groups, classes: Classes) -> GroupTable:
+    """What each group holds."""
+    count, kinds = len(groups.names), max(1, len(classes.names))
     pairs, amount = np.unique(groups.of_row[classes.row] * kinds + classes.kind, return_counts=True)
-    owner = pairs // kinds
-    first = np.searchsorted(owner, np.arange(count + 1)).astype(np.int64)
     rows = np.bincount(groups.of_row, minlength=count).astype(np.int64)
-    return GroupCounts(rows, first, (pairs % kinds).astype(np.int64), amount.astype(np.int64), rank, len(classes.names))
+    return GroupTable(groups.names, rows, pairs // kinds, pairs % kinds, amount.astype(np.int64), classes.names, groups.null_rows)
+
+
+def merge_groups(tables: Iterable[GroupTable]) -> GroupTable:
+    """Add up the tables of several parts of the rows; groups and classes lie by name, whatever the parts were.
+
+    Raises:
+        RefusedError: a column has too many values to be classes.
+    """
+    none = np.zeros(0, np.int64)
+    whole = GroupTable(pa.array([], pa.string()), none, none, none, none, (), 0)
+    for table in tables:
+        whole = _added(whole, table)
+    by_column: dict[str, int] = {}
+    for name in whole.classes:
+        column = name.partition("=")[0]
+        by_column[column] = by_column.get(column, 0) + 1
+        _check_kinds(column, by_column[column])
+    return whole
+
+
+def _check_kinds(column: str, kinds: int) -> None:
+    if kinds > MAX_CLASSES:
+        raise RefusedError(f"{column} has more than {MAX_CLASSES:,} values; stratify by a column of classes, or derive one")
+
+
+def _added(one: GroupTable, other: GroupTable) -> GroupTable:
+    names, (of_one, of_other) = _united(one.names, other.names)
+    kinds, (kind_one, kind_other) = _united(pa.array(one.classes, pa.string()), pa.array(other.classes, pa.string()))
+    rows = np.zeros(len(names), np.int64)
+    rows[of_one] += one.rows
+    rows[of_other] += other.rows
+    width = max(1, len(kinds))
+    keys = np.concatenate((
+        of_one[one.pair_group] * width + kind_one[one.pair_class],
+        of_other[other.pair_group] * width + kind_other[other.pair_class],
+    ))  # fmt: skip
+    pairs, place = np.unique(keys, return_inverse=True)
+    amount = np.zeros(len(pairs), np.int64)
+    np.add.at(amount, place, np.concatenate((one.pair_amount, other.pair_amount)))
+    return GroupTable(
+        names, rows, pairs // width, pairs % width, amount, tuple(kinds.to_pylist()), one.null_rows + other.null_rows
+    )
+
+
+def _united(one: pa.Array, other: pa.Array) -> tuple[pa.Array, tuple[Int64s, Int64s]]:
+    """The distinct names of both, ascending, and where those of each stand among them."""
+    both = pc.unique(pa.chunked_array([one, other], pa.string()))
+    names = both.take(pc.sort_indices(both))
+    places = [np.asarray(pc.index_in(part, value_set=names).to_numpy(zero_copy_only=False), np.int64) for part in (one, other)]
+    return names, (places[0], places[1])
 
 
 def neighbours_elsewhere(rows: pa.Table, splits: Int64s, gap_s: float) -> npt.NDArray[np.bool_]:
@@ -95,12 +178,19 @@ def neighbours_elsewhere(rows: pa.Table, splits: Int64s, gap_s: float) -> npt.ND
 
     Rows of split -1 are nobody's neighbours.
     """
-    near = np.zeros(len(rows), bool)
+    if gap_s <= 0 or not (splits >= 0).any() or _BLOCK_TIME not in rows.schema.names:
+        return np.zeros(len(rows), bool)
+    device = rows.column("device").combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    return near_in_time(np.asarray(device, np.int64), times_us(rows), splits, gap_s)
+
+
+def near_in_time(devices: Int64s, times: Int64s, splits: Int64s, gap_s: float) -> npt.NDArray[np.bool_]:
+    """The same over numbers: (rows,) device, event time in microseconds, and split of each row."""
+    near = np.zeros(len(splits), bool)
     inside = np.flatnonzero(splits >= 0)
-    if gap_s <= 0 or not len(inside) or _BLOCK_TIME not in rows.schema.names:
+    if gap_s <= 0 or not len(inside):
         return near
-    device = rows.column("device").combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)[inside]
-    time_us = times_us(rows)[inside]
+    device, time_us = devices[inside], times[inside]
     order = np.lexsort((time_us, device))
     device, time_us, split = device[order], time_us[order], splits[inside][order]
     step = round(gap_s * _US)

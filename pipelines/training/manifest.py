@@ -22,7 +22,10 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Source(msgspec.Struct, frozen=True):
-    """A stream table at the Delta version that was read, and how many of its rows were selected."""
+    """A stream table at the Delta version that was read, and how many of its rows were selected.
+
+    Of a joined stream, `rows` are those of the set that found a row there.
+    """
 
     stream: str
     delta_version: int
@@ -106,7 +109,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     names for each split an Arrow IPC file of the same rows without payload, plus `payload_offset` and `payload_length`.
     `groups` is a Parquet file of every group and its split. Versions of the same `line` never move a group. `spec` is the set
     spec that it was built by, if any. `arrays` are the Zarr arrays of a set of windows or pixels, whose keys the shards hold;
-    `array_files` are the files that they consist of.
+    `array_files` are the files that they consist of. `builder` is the version of the order of rows: 1: drawn by the seed; 2: by
+    a number of each row's key.
     """
 
     format: str = FORMAT
@@ -132,6 +136,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     arrays: ArrayPart | None = None
     array_files: tuple[FileEntry, ...] = ()
     spec: dict[str, Any] | None = None
+    builder: int = 1
 
     def __post_init__(self) -> None:
         for file in (*self.shards, *self.indexes, *((self.groups,) if self.groups else ())):

@@ -13,7 +13,7 @@ from deltalake.exceptions import DeltaError
 from pipelines.errors import CorruptLakeError, NotFoundError
 from pipelines.lake.lake import Lake
 from pipelines.lake.reference import check_table_files
-from pipelines.lake.table import files_of
+from pipelines.lake.table import dataset_of, files_of
 from pipelines.training.manifest import Source
 from schemas.contract import ColumnType
 
@@ -148,6 +148,47 @@ def _filtered(table: DeltaTable, where: str, compiler: Compiler) -> pa.Table:
     except (OSError, pa.ArrowInvalid, DeltaError) as error:
         raise CorruptLakeError(f"{table.table_uri}: cannot be read: {error}; restore the missing files") from error
     return pa.Table.from_batches([batch for batch in kept if batch.num_rows], schema)
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedStream:
+    """A stream at one Delta version, and the schema of its rows."""
+
+    version: int
+    schema: pa.Schema
+
+
+def pin_stream(lake: Lake, stream: str, version: int | None, where: str) -> PinnedStream:
+    """Find the version of a stream that is to be read, and check that its files and a condition on its columns fit.
+
+    Raises:
+        NotFoundError: no such stream or version.
+        ExpressionError: the condition is not in the language.
+        BadReferenceError: a file of the table is a link.
+    """
+    table = _open_table(lake, stream, version)
+    check_table_files(lake, f"streams/{stream}", table)
+    schema: pa.Schema = dataset_of(table).schema
+    if where.strip():
+        policy_compiler(where, expression_columns(schema))
+    return PinnedStream(table.version(), schema)
+
+
+def stream_fragments(lake: Lake, stream: str, version: int) -> tuple[pa.Schema, dict[str, Any]]:
+    """The files of a stream at a version as Arrow fragments, by path, and the schema of its rows.
+
+    Raises:
+        NotFoundError: no such stream or version.
+        CorruptLakeError: the table cannot be read.
+    """
+    table = _open_table(lake, stream, version)
+    check_table_files(lake, f"streams/{stream}", table)
+    try:
+        dataset = dataset_of(table)
+        fragments = {str(fragment.path): fragment for fragment in dataset.get_fragments()}
+    except (OSError, pa.ArrowInvalid, DeltaError) as error:
+        raise CorruptLakeError(f"{table.table_uri}: cannot be read: {error}; restore the missing files") from error
+    return dataset.schema, dict(sorted(fragments.items()))
 
 
 # Left to itself Arrow buffers whole files and reads sixteen batches of four files ahead.

@@ -2,19 +2,21 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from catchment.runtime.atomic_files import beside_path
 from pipelines.errors import BadReferenceError, CorruptLakeError, RefusedError
 from pipelines.lake.lake import Lake
-from pipelines.lake.payload import PAYLOAD_COLUMN, PayloadRefs, PayloadShard, PayloadWriter, group_bounds
+from pipelines.lake.payload import PAYLOAD_COLUMN, PayloadRefs, PayloadWriter, group_bounds
 from pipelines.lake.reference import sample_label
 from pipelines.training.manifest import FileEntry
 from pipelines.training.split import shard_bounds
@@ -27,10 +29,14 @@ _HASH_THREADS = 4
 _HASH_ROWS = 64
 NAMED_BY = ("stream", "device", "epoch", "seq")
 _HASH_BLOCK_BYTES = 1024 * 1024
+_READ_BYTES = 256 * 1024 * 1024
 
 
 class Progress:
     """Told how a build goes; this one says nothing to anybody."""
+
+    def stage(self, name: str) -> None:
+        """A part of the work begins; its rows are counted from 0."""
 
     def total(self, rows: int) -> None:
         """So many rows will be written."""
@@ -52,42 +58,70 @@ def write_tabular_split(folder: Path, split: str, rows: pa.Table, limits: ShardL
     """Write a split without payload as zstd Parquet."""
     entries: list[FileEntry] = []
     for number, (low, high) in enumerate(shard_bounds(np.ones(len(rows), np.int64), limits.max_rows, limits.max_rows)):
-        path = folder / f"{split}-{number:05d}.parquet"
-        part = rows.slice(low, high - low)
-        pq.write_table(part, path, compression="zstd", row_group_size=_TABULAR_GROUP_ROWS, write_page_checksum=True)
-        entries.append(file_entry(path, split, len(part)))
-        progress.wrote(len(part))
+        entries.append(write_tabular_shard(folder / f"{split}-{number:05d}.parquet", split, rows.slice(low, high - low)))
+        progress.wrote(high - low)
     return entries
 
 
-def write_payload_split(
-    lake: Lake, folder: Path, split: str, rows: pa.Table, limits: ShardLimits, progress: Progress
-) -> tuple[list[FileEntry], FileEntry]:
-    """Write a split with payload: shards that one pread reads, and the index of all their rows.
+def write_tabular_shard(path: Path, split: str, rows: pa.Table) -> FileEntry:
+    """Write a shard without payload; the same rows give the same bytes."""
+    beside = beside_path(path)
+    pq.write_table(
+        rows.combine_chunks(), beside, compression="zstd", row_group_size=_TABULAR_GROUP_ROWS, write_page_checksum=True
+    )
+    entry = file_entry(beside, split, len(rows), path.name)
+    beside.replace(path)
+    return entry
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenShard:
+    """A shard with payload: its entry in the manifest, and its rows without payload with the places of the payloads."""
+
+    entry: FileEntry
+    index: pa.Table
+
+
+def write_payload_shard_of(lake: Lake, path: Path, split: str, rows: pa.Table, limits: ShardLimits) -> WrittenShard:
+    """Write a shard with payload, which one pread reads.
+
+    Args:
+        lake: that holds the payloads.
+        path: of the shard.
+        split: its split.
+        rows: of the shard in order, with the places of their payloads in the lake.
+        limits: how large a payload may be.
 
     Raises:
         RefusedError: a payload is above the limit.
         CorruptLakeError: a payload is missing from the lake, or is not what its sha256 says.
     """
     _check_numbers(rows)
-    lengths = pc.cast(rows.column("payload_length"), pa.int64()).to_numpy()
+    lengths = np.asarray(pc.cast(rows.column("payload_length"), pa.int64()).to_numpy(), np.int64)
     if len(lengths) and int(lengths.max()) > limits.max_payload_bytes:
         raise RefusedError(
             f"a payload of {lengths.max()} bytes is above {limits.max_payload_bytes} for a set; build it from the stream's chips"
         )
     facts = rows.drop_columns([name for name in REFERENCE_COLUMNS if name in rows.schema.names])
-    entries: list[FileEntry] = []
-    shards: list[PayloadShard] = []
-    for number, (low, high) in enumerate(shard_bounds(lengths, limits.max_rows, limits.max_bytes)):
-        path = folder / f"{split}-{number:05d}.parquet"
-        with PayloadWriter(path, facts.schema.append(pa.field(PAYLOAD_COLUMN, pa.binary()))) as writer:
-            for start, end in group_bounds(lengths[low:high]):
-                writer.append(_with_payload(lake, rows, facts, low + start, low + end))
-                progress.wrote(end - start)
-            shard = writer.finish()
-        shards.append(shard)
-        entries.append(FileEntry(split, path.name, shard.rows, shard.bytes, shard.sha256))
-    return entries, _write_index(folder / f"{split}.index.arrow", split, facts, shards)
+    with PayloadWriter(path, facts.schema.append(pa.field(PAYLOAD_COLUMN, pa.binary()))) as writer:
+        for low, high in _read_bounds(lengths):
+            writer.append(_with_payload(lake, rows, facts, low, high))
+        shard = writer.finish()
+    index = facts.append_column("payload_offset", shard.offsets).append_column("payload_length", shard.lengths)
+    return WrittenShard(FileEntry(split, path.name, shard.rows, shard.bytes, shard.sha256), index)
+
+
+def _read_bounds(lengths: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Whole row groups put together to what is read at once: the more, the longer the runs in the lake's files."""
+    low, held = 0, 0
+    for start, end in group_bounds(lengths):
+        size = int(lengths[start:end].sum())
+        if held and held + size > _READ_BYTES:
+            yield low, start
+            low, held = start, 0
+        held += size
+    if low < len(lengths):
+        yield low, len(lengths)
 
 
 def _check_numbers(rows: pa.Table) -> None:
@@ -100,14 +134,14 @@ def _check_numbers(rows: pa.Table) -> None:
             raise BadReferenceError(f"{sample}: {name} is {row[name]}; no payload has such; restore the row or leave it out")
 
 
-def file_entry(path: Path, split: str, rows: int) -> FileEntry:
-    """Make a file durable and describe it."""
+def file_entry(path: Path, split: str, rows: int, name: str = "") -> FileEntry:
+    """Make a file durable and describe it; `name`: the one that it is to take, if another."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_HASH_BLOCK_BYTES):
             digest.update(block)
         os.fsync(file.fileno())
-        return FileEntry(split, path.name, rows, file.tell(), digest.hexdigest())
+        return FileEntry(split, name or path.name, rows, file.tell(), digest.hexdigest())
 
 
 def _with_payload(lake: Lake, rows: pa.Table, facts: pa.Table, low: int, high: int) -> pa.Table:
@@ -147,17 +181,36 @@ def _check_digests(bodies: pa.Array, wanted: list[str | None], named: Callable[[
         )
 
 
-def _write_index(path: Path, split: str, facts: pa.Table, shards: list[PayloadShard]) -> FileEntry:
-    """All batches but the last have the same number of rows, so a reader finds row i by division."""
-    offsets = pa.chunked_array([shard.offsets for shard in shards], pa.int64())
-    lengths = pa.chunked_array([shard.lengths for shard in shards], pa.int64())
-    whole = facts.append_column("payload_offset", offsets).append_column("payload_length", lengths)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, whole.schema) as writer:
-        for batch in _even_batches(whole):
+def write_index(path: Path, split: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> FileEntry:
+    """Write the index of a split: all batches but the last have the same number of rows, so row i is found by division.
+
+    Args:
+        path: of the index.
+        split: its name.
+        schema: of the index.
+        batches: its rows in order, in batches of any size; a few are held.
+    """
+    rows = 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch in _even_batches(schema, batches):
             writer.write_batch(batch)
-    return file_entry(path, split, len(whole))
+            rows += batch.num_rows
+    return file_entry(path, split, rows)
 
 
-def _even_batches(rows: pa.Table) -> Iterator[pa.RecordBatch]:
-    for low in range(0, len(rows), INDEX_BATCH_ROWS):
-        yield rows.slice(low, INDEX_BATCH_ROWS).combine_chunks().to_batches()[0]
+def _even_batches(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    held: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        held.append(batch)
+        rows += batch.num_rows
+        while rows >= INDEX_BATCH_ROWS:
+            whole = pa.Table.from_batches(held, schema)
+            yield _one_batch(whole.slice(0, INDEX_BATCH_ROWS))
+            held, rows = whole.slice(INDEX_BATCH_ROWS).to_batches(), rows - INDEX_BATCH_ROWS
+    if rows:
+        yield _one_batch(pa.Table.from_batches(held, schema))
+
+
+def _one_batch(rows: pa.Table) -> pa.RecordBatch:
+    return rows.combine_chunks().to_batches()[0]

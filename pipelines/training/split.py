@@ -9,7 +9,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.training.allocation import FREE, allocate
-from pipelines.training.grouping import Classes, Groups, classes_of_rows, count_groups, group_rows, neighbours_elsewhere
+from pipelines.training.grouping import (
+    Classes,
+    GroupTable,
+    classes_of_rows,
+    group_rows,
+    neighbours_elsewhere,
+    tabulate_groups,
+)
 from pipelines.training.manifest import ClassCount, SplitRule
 from pipelines.training.near_duplicates import NO_GROUP, connected
 from pipelines.training.permutation import Permutation
@@ -57,6 +64,20 @@ class SplitPlan:
         return tuple(count for count in self.coverage if not count.rows)
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where whole groups go.
+
+    `split_of_group`: (groups,) the number of each group's split. `kept_groups`: those that an earlier version had assigned.
+    `joined_groups`, `torn_groups`: as in a plan.
+    """
+
+    split_of_group: Int64s
+    kept_groups: int
+    joined_groups: int
+    torn_groups: int
+
+
 def plan_splits(
     rows: pa.Table, rule: SplitRule, seed: int, earlier: EarlierSplits | None = None, near: Int64s | None = None
 ) -> SplitPlan:
@@ -75,27 +96,55 @@ def plan_splits(
     """
     groups = group_rows(rows, rule.group, rule.block_s)
     classes = classes_of_rows(rows, rule.stratify)
-    fixed = _fixed(groups, earlier)
-    together = _together(groups, near)
-    units = np.array([group_unit(seed, name) for name in groups.names.take(pa.array(together.first)).to_pylist()], np.float64)
-    joined = Groups(groups.names, together.of_group[groups.of_row], groups.null_rows)
+    table = tabulate_groups(groups, classes)
+    alike = None if near is None else alike_groups(groups.of_row, near)
+    placed = place_groups(table, rule, seed, earlier, alike)
+    splits = _apart(rows, placed.split_of_group[groups.of_row], rule)
+    coverage = count_coverage(splits, classes, rule)
+    named = groups_table(table, placed, rule)
+    return SplitPlan(splits, named, coverage, groups.null_rows, placed.kept_groups, placed.joined_groups, placed.torn_groups)
+
+
+def place_groups(
+    table: GroupTable, rule: SplitRule, seed: int, earlier: EarlierSplits | None, alike: tuple[Int64s, Int64s] | None = None
+) -> Placement:
+    """Decide the split of each group.
+
+    Args:
+        table: the groups and what they hold; the answer does not depend on their order.
+        rule: the shares.
+        seed: decides between groups that are alike.
+        earlier: groups that keep the split they have.
+        alike: pairs of groups that share near-duplicates.
+    """
+    fixed = _fixed(table.names, earlier)
+    together = _together(len(table.names), alike)
+    units = np.array([group_unit(seed, name) for name in table.names.take(pa.array(together.first)).to_pylist()], np.float64)
     rank = np.argsort(np.argsort(units, kind="stable")).astype(np.int64)
-    counts = count_groups(joined, classes, rank, len(together.first))
+    counts = table.counts(together.of_group, rank)
     placed = allocate(counts, [share for _, share in rule.fractions], _fixed_together(fixed, together))
     split_of_group = np.where(fixed != FREE, fixed, placed[together.of_group])
-    splits = split_of_group[groups.of_row]
-    splits = _apart(rows, splits, rule)
-    names = pa.array([name for name, _ in rule.fractions], pa.string())
-    table = pa.table({"group": groups.names, "split": names.take(pa.array(split_of_group)), "rows": _rows_of(groups)})
-    coverage = count_coverage(splits, classes, rule)
     torn = int((split_of_group != split_of_group[together.first][together.of_group]).sum())
-    return SplitPlan(
-        splits, table, coverage, groups.null_rows, int((fixed != FREE).sum()), len(groups.names) - len(together.first), torn
-    )
+    return Placement(split_of_group, int((fixed != FREE).sum()), len(table.names) - len(together.first), torn)
 
 
-def _rows_of(groups: Groups) -> Int64s:
-    return np.bincount(groups.of_row, minlength=len(groups.names)).astype(np.int64)
+def groups_table(table: GroupTable, placed: Placement, rule: SplitRule) -> pa.Table:
+    """Every group, the name of its split, and its rows."""
+    names = pa.array([name for name, _ in rule.fractions], pa.string())
+    return pa.table({"group": table.names, "split": names.take(pa.array(placed.split_of_group)), "rows": table.rows})
+
+
+def alike_groups(of_row: Int64s, near: Int64s) -> tuple[Int64s, Int64s]:
+    """Pairs of groups that share a group of near-duplicates.
+
+    Args:
+        of_row: (rows,) the group of each row.
+        near: (rows,) its group of near-duplicates, `NO_GROUP` for none.
+    """
+    rows = np.flatnonzero(near != NO_GROUP)
+    order = rows[np.argsort(near[rows], kind="stable")]
+    alike = near[order[1:]] == near[order[:-1]]
+    return of_row[order[1:]][alike], of_row[order[:-1]][alike]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +155,8 @@ class _Together:
     first: Int64s
 
 
-def _together(groups: Groups, near: Int64s | None) -> _Together:
-    count = len(groups.names)
-    roots = np.arange(count, dtype=np.int64)
-    if near is not None and len(near):
-        rows = np.flatnonzero(near != NO_GROUP)
-        order = rows[np.argsort(near[rows], kind="stable")]
-        alike = near[order[1:]] == near[order[:-1]]
-        one, other = groups.of_row[order[1:]][alike], groups.of_row[order[:-1]][alike]
-        roots = connected(count, iter([(one, other)]))
+def _together(count: int, alike: tuple[Int64s, Int64s] | None) -> _Together:
+    roots = np.arange(count, dtype=np.int64) if alike is None else connected(count, iter([alike]))
     first, of_group = np.unique(roots, return_inverse=True)
     return _Together(of_group.astype(np.int64), first.astype(np.int64))
 
@@ -127,10 +169,10 @@ def _fixed_together(fixed: Int64s, together: _Together) -> Int64s:
     return found
 
 
-def _fixed(groups: Groups, earlier: EarlierSplits | None) -> Int64s:
+def _fixed(names: pa.Array, earlier: EarlierSplits | None) -> Int64s:
     if earlier is None:
-        return np.full(len(groups.names), FREE, np.int64)
-    at = pc.index_in(groups.names, value_set=earlier.names)
+        return np.full(len(names), FREE, np.int64)
+    at = pc.index_in(names, value_set=earlier.names)
     found = np.asarray(pc.fill_null(at, -1).to_numpy(zero_copy_only=False), np.int64)
     return np.where(found < 0, FREE, np.concatenate((earlier.splits, [FREE]))[found])
 

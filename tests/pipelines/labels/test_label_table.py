@@ -20,7 +20,9 @@ from pipelines.labels.resolve import resolved_classes
 from pipelines.labels.table import SCHEMA, read_labels
 from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import write_payload_shard
-from pipelines.training.from_spec import draft_from_spec, spec_options
+from pipelines.runners.engine import Engine
+from pipelines.training.build import wish_of_spec
+from pipelines.training.building.versions import Terms, planned
 from pipelines.training.manifest import Source
 from pipelines.training.spec_file import parse_spec
 
@@ -232,8 +234,9 @@ def test_a_set_takes_its_classes_from_a_task_at_a_pinned_version(shop: Path, tmp
 
     def classes(pinned: str) -> tuple[list[str], tuple[Source, ...], tuple[str, ...]]:
         spec = parse_spec(f"id: a\nsources: [{{stream: camera_frame}}]\npayload: false\nlabel: {{task: defect{pinned}}}\n")
-        draft = draft_from_spec(lake_at(shop), spec, spec_options(spec))
-        return draft.rows.sort_by("seq")["label"].to_pylist(), draft.sources, draft.notes
+        with planned(lake_at(shop), wish_of_spec(spec), Terms(Engine())) as plan:
+            rows = pa.concat_tables([part.rows() for part in plan.parts]).sort_by("seq")
+            return rows["label"].to_pylist(), plan.sources, plan.notes
 
     assert classes(f", version: {version}")[0] == ["ok", "dent", "ok", "dent", "ok", "dent"]
     values, sources, notes = classes("")
@@ -242,8 +245,11 @@ def test_a_set_takes_its_classes_from_a_task_at_a_pinned_version(shop: Path, tmp
     assert any("1 rows have labels that differ between authors" in note for note in notes)
     assert f"labels of task defect at version {version + 1} by the rule latest; labelled by ann 6, bob 1" in " ".join(notes)
     spec = parse_spec("id: a\nsources: [{stream: camera_frame}]\nlabel: {task: other}\n")
-    with pytest.raises(NotFoundError, match="no labels for task other"):
-        draft_from_spec(lake_at(shop), spec, spec_options(spec))
+    with (
+        pytest.raises(NotFoundError, match="no labels for task other"),
+        planned(lake_at(shop), wish_of_spec(spec), Terms(Engine())),
+    ):
+        pass
 
 
 def test_a_queue_gives_unlabelled_samples_with_id_and_hash_and_their_pictures(shop: Path, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_a_build_that_fails_leaves_nothing(lake: Path) -> None:
     (lake / "payload/camera_frame/000000000001-0.parquet").unlink()
     with pytest.raises(CorruptLakeError):
         built(lake)
-    assert list((lake / "sets/frames").iterdir()) == []
+    assert not (lake / "sets/frames").exists()
 
 
 def test_duckdb_pyarrow_and_polars_read_a_set_without_our_code(lake: Path) -> None:

@@ -1,6 +1,7 @@
 """A set by its spec: the document, the rows it gives, and the set that is built of them."""
 
 import json
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from typer.testing import CliRunner
 from pipelines.commands.training_set import set_app
 from pipelines.errors import ConfigError, ExpressionError, RefusedError
 from pipelines.lake.lake import lake_at
-from pipelines.training.build import SetDraft, write_set
-from pipelines.training.from_spec import draft_from_spec, spec_options
-from pipelines.training.manifest import LeftOut
+from pipelines.runners.engine import Engine
+from pipelines.training.build import wish_of_spec
+from pipelines.training.building.part_files import GROUP
+from pipelines.training.building.versions import Terms, build_version, planned
+from pipelines.training.manifest import ClassCount, LeftOut, Source, SplitRule
 from pipelines.training.open import open_set
 from pipelines.training.spec_file import load_spec, parse_spec, schema_text, spec_schema
 from pipelines.training.thin import row_numbers, sampled
@@ -61,9 +64,30 @@ def drive(tmp_path: Path) -> Path:
     return root
 
 
-def drafted(root: Path, text: str) -> SetDraft:
+@dataclass(frozen=True)
+class Drafted:
+    """The rows of a plan by key, those that no limit left out before the split, and the split of each; -1: left out after it."""
+
+    rows: pa.Table
+    splits: np.ndarray[tuple[int], np.dtype[np.int64]]
+    groups: int
+    rule: SplitRule
+    coverage: tuple[ClassCount, ...]
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
+    sources: tuple[Source, ...]
+
+
+def drafted(root: Path, text: str) -> Drafted:
     spec = parse_spec(f"id: drive\nsources: [{{stream: camera_frame}}]\n{text}")
-    return draft_from_spec(lake_at(root), spec, spec_options(spec))
+    with planned(lake_at(root), wish_of_spec(spec), Terms(Engine())) as plan:
+        parts = [part.rows().append_column("split", pa.array(part.splits()[part.numbers()[GROUP]])) for part in plan.parts]
+        kept = pa.concat_tables([rows.filter(pa.array(part.kept())) for rows, part in zip(parts, plan.parts, strict=True)])
+        rows = kept.sort_by([(name, "ascending") for name in ("device", "epoch", "seq")])
+        return Drafted(
+            rows.drop_columns(["split"]), rows["split"].to_numpy(), len(plan.groups), plan.rule, plan.coverage,
+            plan.left_out, plan.notes, plan.sources,
+        )  # fmt: skip
 
 
 JOIN = "id: a\nsources: [{stream: x}]\njoins:\n - "
@@ -168,7 +192,7 @@ split: {shares: {train: 0.5, test: 0.5}, group: [device], block: 3 s}
 """,
     )
     sides: dict[tuple[str, str], set[int]] = {}
-    pairs = zip(draft.rows["device"].to_pylist(), draft.rows["image_phash"].to_pylist(), draft.plan.splits.tolist(), strict=True)
+    pairs = zip(draft.rows["device"].to_pylist(), draft.rows["image_phash"].to_pylist(), draft.splits.tolist(), strict=True)
     for device, digest, split in pairs:
         sides.setdefault((device, digest), set()).add(split)
     assert {len(each) for each in sides.values()} == {1}
@@ -188,26 +212,26 @@ split: {shares: {train: 0.5, test: 0.5}, group: [device], block: 1 s, stratify: 
 balance: {splits: [train], undersample: true, weights: weight}
 """,
     )
-    counts = {(count.split, count.name): count.rows for count in even.plan.coverage}
+    counts = {(count.split, count.name): count.rows for count in even.coverage}
     assert {counts["train", f"label={kind}"] for kind in ("dent", "scratch", "ok")} == {30}
     assert counts["test", "label=ok"] == 60
     assert even.left_out[-1] == LeftOut("balance of train by label", 30)
 
 
 def test_weights_make_classes_even_and_average_to_one(drive: Path) -> None:
-    draft = drafted(
-        drive,
-        """
+    spec = parse_spec("""
+id: drive
+sources: [{stream: camera_frame}]
 label: {column: kind}
 split: {shares: {train: 0.5, test: 0.5}, group: [device], block: 1 s, stratify: [label]}
 balance: {splits: [train], weights: weight}
-""",
-    )
-    train = draft.plan.splits == 0
-    weights, kinds = draft.rows.column("weight").to_numpy(), np.array(draft.rows.column("label").to_pylist())
-    assert weights[train].mean() == pytest.approx(1.0)
-    assert {round(float(weights[train & (kinds == kind)].sum()), 6) for kind in ("ok", "dent", "scratch")} == {40.0}
-    assert set(weights[~train].tolist()) == {1.0}
+""")
+    build_version(lake_at(drive), wish_of_spec(spec), Terms(Engine()))
+    train = open_set(drive / "sets/drive/1", "train").to_arrow(["weight", "label"])
+    weights, kinds = train["weight"].to_numpy(), np.array(train["label"].to_pylist())
+    assert weights.mean() == pytest.approx(1.0)
+    assert {round(float(weights[kinds == kind].sum()), 6) for kind in ("ok", "dent", "scratch")} == {40.0}
+    assert set(open_set(drive / "sets/drive/1", "test").to_numpy(["weight"])["weight"].tolist()) == {1.0}
 
 
 def test_a_row_that_a_sample_took_stays_taken_when_rows_join(drive: Path) -> None:
@@ -225,7 +249,7 @@ def test_groups_may_be_given_by_an_expression(drive: Path) -> None:
 split: {shares: {train: 0.5, test: 0.5}, group: [device], expression: "floor(mod(seq, 6) / 2)"}
 """,
     )
-    assert len(draft.plan.groups) == 2 * 3
+    assert draft.groups == 2 * 3
     assert draft.rule.group == ("device", "split_group")
 
 
@@ -250,8 +274,8 @@ def test_a_spec_is_planned_and_built_and_stands_in_the_manifest(drive: Path, tmp
 
 def test_a_spec_and_the_same_snapshot_give_the_same_bytes(drive: Path) -> None:
     spec = parse_spec("id: drive\nsources: [{stream: camera_frame}]\nsample: {share: 0.5}\nsplit: {block: 4 s}")
-    lake, options = lake_at(drive), spec_options(spec, reassign=True)
-    first, second = (write_set(lake, draft_from_spec(lake, spec, options), options) for _ in range(2))
+    terms = Terms(Engine(), reassign=True)
+    first, second = (build_version(lake_at(drive), wish_of_spec(spec), terms) for _ in range(2))
     assert [shard.sha256 for shard in first.shards] == [shard.sha256 for shard in second.shards]
 
 
