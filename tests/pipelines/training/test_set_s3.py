@@ -4,8 +4,8 @@ import multiprocessing
 import pickle
 from collections.abc import Callable, Iterator
 from itertools import islice
+from multiprocessing.context import ForkContext, SpawnContext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +18,6 @@ from pipelines.training.open import TrainingSet, open_set
 from pipelines.training.shards import ShardLimits
 from tests.fakes.s3_server import S3, served
 from tests.pipelines.training.test_set_build import built, rot
-from tests.plant.present import present
 
 Opened = Callable[..., TrainingSet]
 
@@ -51,8 +50,8 @@ def shard_gets(s3: S3) -> int:
     return sum(1 for method, path, *_ in s3.requests() if method == "GET" and path.endswith(".parquet"))
 
 
-def payloads_of(split: TrainingSet) -> dict[int, bytes]:
-    return {sample.index: present(sample.payload) for sample in split.shuffled(1)}
+def payloads_of(split: TrainingSet) -> dict[int, bytes | None]:
+    return {sample.index: sample.payload for sample in split.shuffled(1)}
 
 
 def test_a_set_in_a_bucket_has_the_samples_of_the_one_in_a_folder(opened: Opened, folder: Path) -> None:
@@ -96,7 +95,7 @@ def test_the_cache_stays_within_its_bound_and_every_sample_still_comes(opened: O
     split = opened(cache_bytes=bound)
     wanted = payloads_of(open_set(folder))
     for epoch in range(2):
-        assert {sample.index: present(sample.payload) for sample in split.shuffled(1, epoch, shuffle="block")} == wanted
+        assert {sample.index: sample.payload for sample in split.shuffled(1, epoch, shuffle="block")} == wanted
     copies = [path.stat().st_blocks * 512 for path in (tmp_path / "cache").rglob("*.parquet")]
     assert 0 < sum(copies) <= bound + bound // 16 + 128 * 1024
 
@@ -137,16 +136,17 @@ def test_a_storage_that_is_away_is_named(opened: Opened, monkeypatch: pytest.Mon
         opened()
 
 
-def _read(split: TrainingSet, low: int, answers: "multiprocessing.Queue[dict[int, bytes]]") -> None:
+def _read(split: TrainingSet, low: int, answers: "multiprocessing.Queue[dict[int, bytes | None]]") -> None:
     answers.put({index: split[index].payload for index in range(low, 239, 2)})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_forked_or_spawned_read_what_this_process_reads(opened: Opened, folder: Path, method: str) -> None:
+@pytest.mark.parametrize("context", [multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")])
+def test_workers_forked_or_spawned_read_what_this_process_reads(
+    opened: Opened, folder: Path, context: ForkContext | SpawnContext
+) -> None:
     split = opened()
     assert split[0].payload == open_set(folder)[0].payload
-    context = multiprocessing.get_context("fork") if method == "fork" else multiprocessing.get_context("spawn")
     answers = context.Queue()
     workers = [context.Process(target=_read, args=(split, low, answers)) for low in range(2)]
     for worker in workers:
@@ -165,9 +165,8 @@ def test_a_pickled_set_takes_its_bucket_along_and_no_descriptor(opened: Opened) 
 
 def test_tables_come_whole(s3: S3, lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3.port}")
-    forms: tuple[dict[str, Any], ...] = ({"with_payload": False}, {"columns": ("brightness", "label")})
-    for number, options in enumerate(forms):
-        folder = built(lake, split={"train": 1.0}, **options)
+    for number, has_payload in enumerate((False, True)):
+        folder = built(lake, split={"train": 1.0}, with_payload=has_payload)
         remote = Remote(s3.config(f"sets/{tmp_path.name}-{number}"))
         for path in folder.rglob("*"):
             if path.is_file():
