@@ -43,6 +43,7 @@ GIVEN = {
 WITHOUT_CONFIG = {
     "catchment": {
         "version",
+        "bench au",
         "demo",
         "policy keygen",
         "policy schema",
