@@ -28,7 +28,7 @@ from pipelines.bridge.segment import OpenSegment
 from pipelines.config import CoreConfig
 from pipelines.contracts.odcs import to_odcs
 from pipelines.ingest.loop import RunLoop
-from pipelines.ingest.plan_files import read_plan, write_plan
+from pipelines.ingest.plan import read_plan, write_plan
 from pipelines.ingest.receipts import receipts_of
 from pipelines.lake.books import Counts, EpochKey
 from pipelines.lake.commit import commit_once

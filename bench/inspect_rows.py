@@ -17,8 +17,7 @@ import pyarrow as pa
 import pyvips
 
 from pipelines.inspect.image import decoded, image_facts
-from pipelines.inspect.run import inspect_rows
-from pipelines.inspect.text import compiled_patterns
+from pipelines.inspect.run import compiled_patterns, inspect_rows
 from pipelines.lake.lake import lake_at
 from schemas.contract import ColumnType
 from schemas.inspectors import SIDE_PX

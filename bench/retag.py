@@ -20,8 +20,7 @@ from pipelines.lake.commit import commit_once
 from pipelines.lake.files import write_table_file
 from pipelines.lake.lake import lake_at
 from pipelines.policy.engine import Tagger
-from pipelines.policy.retag import retag_stream
-from pipelines.policy.tag_file import RuleTagger
+from pipelines.policy.retag import RuleTagger, retag_stream
 from schemas.contract import builtin_contract
 from schemas.policy import Policy, Rule
 

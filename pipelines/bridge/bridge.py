@@ -15,16 +15,13 @@ from dataclasses import asdict, dataclass
 import structlog
 
 from catchment.runtime.clock import Clock
-from pipelines.bridge.inbox import Inbox
-from pipelines.bridge.landing import Landing
-from pipelines.bridge.landing_writer import Gate, LandingWriter
+from pipelines.bridge.landing import Landing, RemoteLanding, StoredObjects, resume_number
+from pipelines.bridge.landing_writer import Gate, LandingWriter, Partition, Reader
 from pipelines.bridge.parts import Assembler, Sweeper
 from pipelines.bridge.parts_room import Disk
-from pipelines.bridge.reader import Partition, Reader
 from pipelines.bridge.rows import Numberer
 from pipelines.bridge.shares import RETAINED, Shares
-from pipelines.bridge.ship import RemoteLanding, StoredObjects, resume_number
-from pipelines.bridge.subscriber import Subscriber
+from pipelines.bridge.subscriber import Inbox, Subscriber
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, RetryLaterError
 from pipelines.heartbeat import Heartbeats, ProcessHealth, starting

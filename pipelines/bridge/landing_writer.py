@@ -1,9 +1,12 @@
-"""The disk side: takes groups of messages from the inbox, makes them durable together, and only then says so.
+"""The disk side: takes groups of messages from the inbox, sorts them, makes them durable together, and only then says so.
+
+A device belongs to one of several bridges, by a hash of its id.
 
 What a device sends over its share is not made durable. It is acknowledged to the broker all the same, for what is not would
 hold the others' messages up behind it; the device keeps what has no receipt, and is told when to go on.
 """
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,19 +16,23 @@ from threading import Event
 import structlog
 
 from catchment.runtime.clock import Backoff
-from pipelines.bridge.inbox import Answer, Arrived, Done, Inbox
 from pipelines.bridge.landing import Landing
 from pipelines.bridge.parts import Assembler, Part, Sweeper
 from pipelines.bridge.parts_room import Disk
-from pipelines.bridge.reader import Reader, Sender
-from pipelines.bridge.rows import KIND_REFUSED, BrokerMessage, LandingRow
+from pipelines.bridge.rows import KIND_REFUSED, BrokerMessage, LandingRow, Numberer, to_row
 from pipelines.bridge.shares import Shares
+from pipelines.bridge.subscriber import Answer, Arrived, Done, Inbox
+from pipelines.errors import ConfigError
 from pipelines.logs import LogLimit
-from schemas.errors import IdError
+from schemas.errors import IdError, SchemaError
 from schemas.ids import DeviceId, Digest
+from schemas.parts import read_part_head
 from schemas.receipts import ShareNotice, encode_object_state, encode_share_notice
+from schemas.reported import MAX_REPORTED_BYTES
+from schemas.topics import Address, Kind, Topics
 
 log = structlog.get_logger(__name__)
+
 _IDLE_S = 0.05
 _RETRY_FIRST_S = 0.1
 _RETRY_MAX_S = 5.0
@@ -34,6 +41,104 @@ _MAX_OBJECTS_IN_GROUP = 16
 _NAME_CHARS = 80
 # What a row's other columns take, about.
 _ROW_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """One bridge's share of the devices.
+
+    Every bridge hears everything and keeps its share. A shared subscription would send each message only once, but then
+    what a bridge that is down has been given waits for it alone, one device's order is torn over several bridges, and the
+    parts of one large payload meet in different processes.
+
+    Args:
+        index: which share, counted from 0.
+        count: into how many shares the devices are split.
+
+    Raises:
+        ConfigError: there is no such share.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ConfigError(
+                f"bridge.partition {self.index} of bridge.partitions {self.count}: give the bridges 0 to partitions - 1"
+            )
+
+    def owns(self, name: str) -> bool:
+        """Whether a device is in this share; a topic that names no device stands for itself."""
+        if self.count == 1:
+            return True
+        return int.from_bytes(hashlib.sha256(name.encode("utf-8", "replace")).digest()[:8], "big") % self.count == self.index
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """The sender of a message. `device` is a word of the topic, well formed only where there is an `address`."""
+
+    device: str
+    address: Address | None
+    error: str = ""
+
+    @property
+    def stream(self) -> str:
+        """Of an envelope; empty for anything else."""
+        return "" if self.address is None or self.address.stream is None else str(self.address.stream)
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Reads heads, never bodies.
+
+    Args:
+        topics: of this namespace.
+        numberer: numbers what devices did not.
+        max_body_bytes: longer bodies are refused.
+        partition: whose messages are kept.
+    """
+
+    topics: Topics
+    numberer: Numberer
+    max_body_bytes: int
+    partition: Partition = Partition()
+
+    def sender(self, message: BrokerMessage) -> Sender | None:
+        """Return the sender of a message, by its topic alone; None for a message that belongs to another bridge."""
+        try:
+            address = self.topics.parse(message.topic)
+        except SchemaError as error:
+            if not self.partition.owns(message.topic):
+                return None
+            return Sender(self.topics.sender_of(message.topic), None, str(error))
+        return Sender(str(address.device), address) if self.partition.owns(address.device) else None
+
+    def is_litter(self, message: BrokerMessage, sender: Sender) -> bool:
+        """Whether the broker keeps this message though nobody needs it kept: anything but a readable report."""
+        if not message.is_retained:
+            return False
+        is_report = sender.address is not None and sender.address.kind is Kind.REPORTED
+        return not is_report or len(message.payload) > MAX_REPORTED_BYTES
+
+    def read(self, message: BrokerMessage) -> LandingRow | Part | None:
+        """Return the row or part to make durable; None for a message that belongs to another bridge."""
+        sender = self.sender(message)
+        return None if sender is None else self.read_from(sender, message)
+
+    def read_from(self, sender: Sender, message: BrokerMessage) -> LandingRow | Part:
+        """Return the row or part to make durable of a message whose sender is known."""
+        address = sender.address
+        if address is None:
+            return message.refused(sender.error)
+        if address.kind is not Kind.PARTS or address.digest is None:
+            return to_row(message, address, self.numberer, self.max_body_bytes)
+        try:
+            head = read_part_head(address.digest, len(message.payload), message.properties)
+        except SchemaError as error:
+            return message.refused(str(error), address)
+        return Part(address.device, head, message.payload)
 
 
 @dataclass(slots=True)

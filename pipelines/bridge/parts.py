@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from catchment.runtime.atomic_files import sync_folder
+from pipelines.bridge.landing import StoredObjects
 from pipelines.bridge.parts_room import (
     MAX_PIECES,
     RECEIVED_SUFFIX,
@@ -29,7 +30,6 @@ from pipelines.bridge.parts_room import (
     write_received,
 )
 from pipelines.bridge.rows import Body
-from pipelines.bridge.ship import StoredObjects
 from pipelines.lake.store import LocalStore
 from pipelines.logs import LogLimit
 from schemas.ids import DeviceId, Digest

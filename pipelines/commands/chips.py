@@ -15,11 +15,9 @@ from pipelines.commands.options import AsJson, Config, show
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import NotFoundError, RefusedError, RetryLaterError
-from pipelines.ingest.chips.plan import CutRequest, SlideKey
-from pipelines.ingest.chips.requests import read_last_cut, request_slides
-from pipelines.ingest.chips.slides import cut_already
+from pipelines.ingest.chips.requests import CutRequest, SlideKey, cut_already, read_last_cut, request_slides
 from pipelines.lake.lake import Lake, lake_of
-from pipelines.lake.scratch import scratch
+from pipelines.lake.workplace import scratch
 from pipelines.open_lake import LakeView
 
 chips_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Chips of slides: cut them again, or by a new spec.")

@@ -13,7 +13,7 @@ from catchment.runtime.output import say, say_json
 from catchment.runtime.terminal import PlainConsole, PlainTable
 from pipelines.commands import label as labels
 from pipelines.commands.options import AsJson, Config, Lake
-from pipelines.commands.site import LakeSite
+from pipelines.commands.policy_lake import LakeSite
 from pipelines.contracts.arrow import private_columns
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.labels.resolve import resolved_classes

@@ -1,8 +1,9 @@
-"""`catchment policy apply | withdraw | active | history | diff | retag`: which rules are in force, and for which past."""
+"""`catchment policy apply | withdraw | active | history | diff | retag | keygen | push`: rules in force, here and on devices."""
 
 import getpass
 import json
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -13,36 +14,160 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.syntax import Syntax
 
 from catchment.runtime.exits import STOP
-from catchment.runtime.output import say, say_json
+from catchment.runtime.output import say, say_document, say_json
 from catchment.runtime.plain import plain, plain_lines
 from catchment.runtime.terminal import PlainConsole, PlainTable, joined, styled
-from pipelines.commands.options import AsJson, Config, Lake
-from pipelines.commands.policy_edge import give_out, policy_signer
-from pipelines.commands.site import LakeSite
-from pipelines.config import load_core_config
-from pipelines.errors import NotFoundError
+from pipelines.commands.options import AsJson, Config
+from pipelines.commands.options import Lake as LakeFolder
+from pipelines.config import CoreConfig, load_core_config, require_folder
+from pipelines.contracts.registry import ContractSet
+from pipelines.director import DocumentSigner, director_folder, parse_key, require_director, write_key
+from pipelines.errors import ConfigError, NotFoundError
+from pipelines.ingest.receipts import MqttPublisher
 from pipelines.inspect.code import store_code
-from pipelines.inspect.columns import steps_of
+from pipelines.inspect.columns import inspected, steps_of
 from pipelines.inspect.stored import StoredInspector
 from pipelines.inspect.suspended import HINT, SuspensionBook
 from pipelines.labels.rule_columns import LabelColumns, pin_labels
-from pipelines.policy.active import active_policies, apply_policy, history, known_versions, read_document, withdraw_policy
-from pipelines.policy.documents import difference, load_policy
-from pipelines.policy.edge import edge_rules
+from pipelines.lake.lake import Lake, lake_at, lake_of
+from pipelines.policy.documents import (
+    active_policies,
+    apply_policy,
+    difference,
+    history,
+    known_versions,
+    load_policy,
+    policies_in_force,
+    read_document,
+    withdraw_policy,
+)
+from pipelines.policy.edge import edge_inspectors, edge_rules, numbered_policy, signed_message
 from pipelines.policy.guard import SandboxedTagger
-from pipelines.policy.retag import Retagged, retag_stream, undo_retag
-from pipelines.policy.tag_file import RuleTagger
+from pipelines.policy.retag import Retagged, RuleTagger, retag_stream, undo_retag
 from pipelines.policy.trial import require_sound
+from pipelines.rollout.fleet import reported_models
+from schemas.contract import Contract
+from schemas.ids import DeviceId
 from schemas.policy import Policy
+from schemas.topics import Topics
 
 Note = Annotated[str, typer.Option("-m", "--note", help="Why; kept in the history.")]
 Who = Annotated[str, typer.Option("--who", help="By whom; default: the user of this process.")]
 
 
+@dataclass(frozen=True, slots=True)
+class LakeSite:
+    """One core's lake and rules."""
+
+    lake: Lake
+    contracts: ContractSet
+    folder: str
+
+    @classmethod
+    def open(cls, config: Path | None, lake: Path | None) -> Self:
+        """The site that the options `-c` and `--lake` name.
+
+        Raises:
+            ConfigError: the configuration or a contract cannot be read.
+            NotFoundError: there is no such lake.
+        """
+        core = load_core_config(config) if lake is None or config is not None else CoreConfig()
+        require_folder(core.lake_root if lake is None else lake)
+        found = lake_of(core) if lake is None else lake_at(lake)
+        if not found.root.is_dir():
+            raise NotFoundError(f"{found.root}: no such lake; give its folder with --lake, or the core's TOML file with -c")
+        return cls(found, ContractSet.load(core.contracts), core.policies)
+
+    def in_force(self) -> tuple[Policy, ...]:
+        """The policies that the next run tags by."""
+        return policies_in_force(self.lake, self.folder)
+
+    def contract(self, stream: str, policies: tuple[Policy, ...]) -> Contract:
+        """The newest contract of a stream, with the columns that the policies' inspect steps add.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        contract = self.contracts.get(stream, None)
+        if contract is None:
+            names = ", ".join(sorted({each.name for each in self.contracts.all()}))
+            raise NotFoundError(f"there is no contract for stream {stream!r}; there are {names}")
+        return inspected(contract, policies)
+
+
+def keygen(path: Annotated[Path, typer.Argument(help="Where the private key shall lie.")]) -> None:
+    """Make a key that signs device rules and nothing else, and print what devices are configured with."""
+    public = write_key(path)
+    say_document(f'# agent.toml of every device\n[policy]\npublic_key = "{public}"')
+
+
+def push(
+    key: Annotated[
+        Path | None, typer.Option("--key", help="The private key that `keygen` made; default: the director's keys.")
+    ] = None,
+    config: Config = None,
+    device: Annotated[list[str] | None, typer.Option("--device", help="Which; default: all that have reported.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compile and show; sign and send nothing.")] = False,
+) -> None:
+    """Give devices the keep, sample and priority rules of the policies in force: compiled, signed, retained."""
+    core = load_core_config(config)
+    give_out(LakeSite.open(config, None), core, None if dry_run else policy_signer(core, key), device)
+
+
+def policy_signer(core: CoreConfig, path: Path | None) -> DocumentSigner:
+    """What signs device rules.
+
+    Args:
+        core: names the director's keys.
+        path: the file of another key; None: the director's.
+
+    Raises:
+        NotFoundError: there is no such file.
+        ConfigError: the file cannot be read.
+        RefusedError: there is no such key, or it is not an Ed25519 private key.
+    """
+    if path is None:
+        return require_director(director_folder(core))
+    try:
+        body = path.read_bytes()
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: no such file; make one with `catchment policy keygen`") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); make one with `catchment policy keygen`") from error
+    return DocumentSigner([parse_key(body, str(path))])
+
+
+def give_out(site: LakeSite, core: CoreConfig, signer: DocumentSigner | None, device: list[str] | None = None) -> None:
+    """Compile the device rules of the policies in force and show them; with a signer, sign and send them.
+
+    Args:
+        site: the lake and its contracts.
+        core: its configuration, which names the broker.
+        signer: who signs; None: only show.
+        device: which devices; None: all that have reported.
+    """
+    streams = edge_rules(site.in_force(), site.contracts)
+    inspect = edge_inspectors(site.in_force(), streams)
+    for stream, rules in streams.items():
+        for rule in rules:
+            say(f"{stream}: {rule.id}: {rule.action}")
+    for stream, steps in inspect.items():
+        say(f"{stream}: devices inspect {', '.join(step.use for step in steps)}")
+    if signer is None:
+        return
+    policy = numbered_policy(site.lake, streams, time.time_ns() // 1_000_000, inspect)
+    message = signed_message(policy, signer)
+    devices = sorted({*(device or reported_models(core))})
+    topics = Topics(core.broker.namespace)
+    with MqttPublisher(core.broker, "catchment-policy-push") as publisher:
+        publisher.publish({topics.policy(DeviceId(name)): message for name in devices})
+    say(f"version {policy.version} of the device rules sent to {len(devices)} devices")
+
+
 def apply(
     files: Annotated[list[Path], typer.Argument(help="Policy files (YAML).")],
     config: Config = None,
-    lake: Lake = None,
+    lake: LakeFolder = None,
     note: Note = "",
     who: Who = "",
     key: Annotated[Path | None, typer.Option("--key", help="Sign the device rules by it and send them too.")] = None,
@@ -77,7 +202,7 @@ def apply(
 def withdraw(
     policy_id: Annotated[str, typer.Argument(help="The policy's id.")],
     config: Config = None,
-    lake: Lake = None,
+    lake: LakeFolder = None,
     note: Note = "",
     who: Who = "",
 ) -> None:
@@ -89,7 +214,7 @@ def withdraw(
     _lift(site, before)
 
 
-def active(config: Config = None, lake: Lake = None, as_json: AsJson = False) -> None:
+def active(config: Config = None, lake: LakeFolder = None, as_json: AsJson = False) -> None:
     """The policies that the next run tags by."""
     site = LakeSite.open(config, lake)
     applied = {policy.id for policy in active_policies(site.lake)}
@@ -110,7 +235,7 @@ def active(config: Config = None, lake: Lake = None, as_json: AsJson = False) ->
         _console().print(joined(styled("suspended", "red"), f": {HINT}"))
 
 
-def changes(config: Config = None, lake: Lake = None, as_json: AsJson = False) -> None:
+def changes(config: Config = None, lake: LakeFolder = None, as_json: AsJson = False) -> None:
     """Who put which version in force or took it out, when and why."""
     site = LakeSite.open(config, lake)
     rows = [
@@ -131,7 +256,7 @@ def diff(
     old: Annotated[str, typer.Argument(help="A file, an id (its version in force) or id@version.")],
     new: Annotated[str, typer.Argument(help="The other one; default: with a file, the version in force.")] = "",
     config: Config = None,
-    lake: Lake = None,
+    lake: LakeFolder = None,
 ) -> None:
     """How two versions of a policy differ, line by line; exit code 1 if they do."""
     site = LakeSite.open(config, lake)
@@ -147,7 +272,7 @@ def diff(
 def retag(
     streams: Annotated[list[str], typer.Argument(help="Streams whose committed rows are tagged again.")],
     config: Config = None,
-    lake: Lake = None,
+    lake: LakeFolder = None,
     undo: Annotated[bool, typer.Option("--undo", help="Go back to the tags before the last retag.")] = False,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Files at a time.")] = 2,
 ) -> None:

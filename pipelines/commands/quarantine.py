@@ -14,11 +14,10 @@ from pipelines.commands.options import AsJson, Config, show
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.errors import NotFoundError, RefusedError, RetryLaterError
 from pipelines.ingest.decode import RECEIVED
-from pipelines.ingest.quarantine import BODY_NONE, STAGE_CHIPS
-from pipelines.ingest.replay import DISCARD, REPLAY, Request, write_request
+from pipelines.ingest.quarantine import BODY_NONE, DISCARD, REPLAY, STAGE_CHIPS, Request, write_request
 from pipelines.lake.lake import Lake, lake_of
 from pipelines.lake.quarantined import Where, closed, grouped, heads
-from pipelines.lake.scratch import scratch
+from pipelines.lake.workplace import scratch
 from schemas.envelope import parse_time
 from schemas.errors import EnvelopeError
 

@@ -132,7 +132,7 @@ def run(
     if from_landing:
         from pipelines.ingest.backfill import backfill, segments_of  # noqa: PLC0415  # only here
         from pipelines.lake.lake import lake_of  # noqa: PLC0415  # only here
-        from pipelines.lake.scratch import scratch  # noqa: PLC0415  # only here
+        from pipelines.lake.workplace import scratch  # noqa: PLC0415  # only here
         from pipelines.maintenance.maintain import only_maintenance  # noqa: PLC0415  # only here
 
         with only_maintenance(lake_of(core)), scratch(core.lake_root, "backfill"):
@@ -145,9 +145,9 @@ def run(
 @app.command()
 def books(config: Config = None, as_json: AsJson = False) -> None:
     """The books per stream: received = committed + quarantined + discarded + duplicate. Exit code 1 if they do not balance."""
-    from pipelines.lake import report  # noqa: PLC0415  # heavy only here
+    from pipelines.lake import view  # noqa: PLC0415  # heavy only here
 
-    found = report.books(_lake(config))
+    found = view.books(_lake(config))
     show("Books", found.rows, as_json=as_json)
     if not found.is_balanced:
         raise typer.Exit(STOP)
@@ -156,9 +156,9 @@ def books(config: Config = None, as_json: AsJson = False) -> None:
 @app.command()
 def streams(config: Config = None, as_json: AsJson = False) -> None:
     """The stream tables: rows, files, bytes, columns, Delta version."""
-    from pipelines.lake import report  # noqa: PLC0415  # heavy only here
+    from pipelines.lake import view  # noqa: PLC0415  # heavy only here
 
-    show("Streams", report.streams(_lake(config)), as_json=as_json)
+    show("Streams", view.streams(_lake(config)), as_json=as_json)
 
 
 @app.command()

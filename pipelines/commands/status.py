@@ -13,9 +13,9 @@ from pipelines.commands.options import AsJson, Config, show
 from pipelines.config import load_core_config
 from pipelines.inspect.suspended import HINT
 from pipelines.lake.commit import committed_run
-from pipelines.lake.gaps import gaps as find_gaps
 from pipelines.lake.lake import lake_of
 from pipelines.lake.layout import COMMITS
+from pipelines.lake.ledger import gaps as find_gaps
 from pipelines.lake.ledger_files import read_ledger
 from pipelines.status.health import assess
 from pipelines.status.server import serving

@@ -17,7 +17,7 @@ from pipelines.commands.training_set import lake_from, set_app
 from pipelines.errors import RefusedError
 from pipelines.lake import lake as lakes
 from pipelines.training.bucket_sets import bring_set
-from pipelines.training.card import render_card
+from pipelines.training.card import card_facts, render_card
 from pipelines.training.catalogue import set_folder
 from pipelines.training.compare import SetDifference, SetFolder, difference
 from pipelines.training.leaks import find_leaks
@@ -88,7 +88,8 @@ def card(
     found = lake_from(lake, config)
     folder = _folder_of(found, reference)
     bring_set(found, folder.folder, folder.manifest)
-    write_atomic(output, render_card(folder.manifest, folder.folder).encode(), mode=0o644)
+    facts = card_facts(found, folder.manifest, folder.folder)
+    write_atomic(output, render_card(folder.manifest, folder.folder, facts).encode(), mode=0o644)
     say(f"{output}: the card of {folder.manifest.name} {folder.manifest.version}")
 
 

@@ -14,8 +14,18 @@ import msgspec
 import polars as pl
 from polars.exceptions import PolarsError
 
-from pipelines.contracts.draft_types import SourceHints, csv_hints, json_hints, number_form, typed_text, typed_values
-from pipelines.contracts.head_rows import is_zeek, read_csv_rows, read_json_rows, read_zeek
+from pipelines.contracts.draft_types import (
+    SourceHints,
+    csv_hints,
+    is_zeek,
+    json_hints,
+    number_form,
+    read_csv_rows,
+    read_json_rows,
+    read_zeek,
+    typed_text,
+    typed_values,
+)
 from pipelines.errors import ConfigError
 from schemas.contract import Column, ColumnType, Contract, PiiClass
 from schemas.envelope import EVENT_TIME

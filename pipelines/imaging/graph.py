@@ -14,9 +14,8 @@ from pipelines.imaging.store import ChipFile, ChipPlace, SlideRef
 from pipelines.imaging.work import SlideTask, cut_slide, read_result
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import cut_folder
-from pipelines.runners.beam import beam
 from pipelines.runners.engine import Engine
-from pipelines.runners.run import run_pipeline
+from pipelines.runners.run import beam, run_pipeline
 
 
 def slide_tasks(lake: Lake, cut: int, slides: tuple[SlideRef, ...], max_pixels: int) -> list[SlideTask]:

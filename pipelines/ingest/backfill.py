@@ -25,14 +25,14 @@ from pipelines.bridge.segment import sealed_path
 from pipelines.config import CoreConfig
 from pipelines.errors import ConflictError, NotFoundError, RefusedError
 from pipelines.ingest.loop import NoReceipts, RunLoop, load_state
+from pipelines.lake.commit import live_sizes, swap_files
 from pipelines.lake.files import write_table_file
 from pipelines.lake.lake import Lake, lake_at, lake_of, read_objects_through
 from pipelines.lake.layout import LABELS, STREAMS, backfills_folder, landing_folder, stream_table
-from pipelines.lake.rollup_again import Stale, leave_word, roll_up_again, span_of
-from pipelines.lake.swap import live_sizes, swap_files
+from pipelines.lake.rollup import Stale, leave_word, roll_up_again, span_of
 from pipelines.lake.table import ensure_table, open_table, private_of
 from pipelines.lake.workplace import workplace
-from pipelines.policy.active import FOLDER
+from pipelines.policy.documents import FOLDER
 from pipelines.runners.engine import Engine
 
 log = structlog.get_logger(__name__)

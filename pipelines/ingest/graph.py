@@ -18,9 +18,8 @@ from pipelines.ingest.worker_main import local_folder, settle_or_fail
 from pipelines.ingest.workers import WorkerPool
 from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import failed_path, prepared_path
-from pipelines.runners.beam import apache_beam, beam
 from pipelines.runners.engine import Engine, RunnerKind
-from pipelines.runners.run import run_pipeline
+from pipelines.runners.run import apache_beam, beam, run_pipeline
 
 # Beam ships annotations for some of its calls and none for others: to the type checker it is one untyped library.
 

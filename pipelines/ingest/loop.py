@@ -1,38 +1,151 @@
-"""The run loop: plan what has landed, run it, commit it, tell the devices; again and again, one loop per lake."""
+"""The run loop: plan what has landed by the rules of the moment, run it, commit it, tell the devices; one loop per lake.
+
+A file that is broken or does not fit the lake never stops the runs: the rules before it stay in force, the error is
+logged once for each change and counted. At the start there are no rules before it, so there it does stop.
+"""
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event
+from typing import TypeAlias
 
 import msgspec
 import structlog
 
 from catchment.runtime.clock import Clock
 from pipelines.config import CoreConfig
-from pipelines.errors import CorruptLakeError, RefusedError, RetryLaterError
+from pipelines.contracts.registry import ContractSet
+from pipelines.errors import ConfigError, CorruptLakeError, PipelineError, RefusedError, RetryLaterError
 from pipelines.ingest.fault_breaker import FaultBreaker
-from pipelines.ingest.plan import Plan, SegmentRef, make_plan
-from pipelines.ingest.plan_files import SegmentHeads, find_segments, read_heads, read_plan, segment_path, write_plan
+from pipelines.ingest.plan import (
+    Pins,
+    Plan,
+    SegmentHeads,
+    SegmentRef,
+    find_segments,
+    make_plan,
+    read_heads,
+    read_plan,
+    segment_path,
+    write_pins,
+    write_plan,
+)
+from pipelines.ingest.quarantine import forget_request, look_again, oldest_request, replay_plan
 from pipelines.ingest.receipt_sender import ReceiptSender, sink_of
 from pipelines.ingest.receipts import Publisher
-from pipelines.ingest.replay import forget_request, look_again, oldest_request, replay_plan
-from pipelines.ingest.rules import RuleBook
-from pipelines.ingest.run import RunContext, execute, read_prepared
+from pipelines.ingest.run import RunContext, execute, read_prepared, stream_shape
 from pipelines.ingest.work import Limits
-from pipelines.lake.commit import check_of_one_time, committed_run
+from pipelines.inspect.code import store_code
+from pipelines.inspect.columns import inspected
+from pipelines.labels.rule_columns import LabelPin, pin_labels
+from pipelines.lake.claims import LOOP_NAME
+from pipelines.lake.commit import APP, check_of_one_time, committed_run
 from pipelines.lake.lake import Lake, lake_at
 from pipelines.lake.layout import COMMITS, QUARANTINE, RUNS, STREAMS, lock_path, plan_path, stream_table
-from pipelines.lake.lease import LOOP_NAME
 from pipelines.lake.ledger import Ledger
 from pipelines.lake.ledger_files import prune_ledgers, read_ledger
+from pipelines.lake.table import TableStates, check_evolution
+from pipelines.policy.documents import newest_number, policies_in_force
+from pipelines.policy.engine import Tagger
 from pipelines.runners.engine import Engine
 
+log = structlog.get_logger(__name__)
+
+Fingerprint: TypeAlias = tuple[tuple[str, int, int, int], ...]
 IN_PROCESS = Engine()
 
-log = structlog.get_logger(__name__)
+
+class RuleBook:
+    """The rules in force.
+
+    Args:
+        lake: the lake, where rules are stored under their digest.
+        contracts: a folder, or "".
+        policies: a folder, or "".
+
+    Raises:
+        ConfigError: a file is broken, or a contract does not fit the lake's tables.
+        ExpressionError: a rule does not compile.
+    """
+
+    def __init__(self, lake: Lake, contracts: str, policies: str) -> None:
+        self.errors = 0
+        self.broken = ""
+        self.reloads = 0
+        self._lake = lake
+        self._contracts = contracts
+        self._policies = policies
+        self._changes = 0
+        self._read: frozenset[str] = frozenset()
+        self._labels: tuple[LabelPin, ...] = ()
+        self._seen = self._fingerprint()
+        self._digest = self._load()
+
+    @property
+    def digest(self) -> str:
+        """The name of the rules in force."""
+        return self._digest
+
+    def refresh(self) -> str:
+        """The rules for the next run: read anew if a file, or labels that a rule reads, have changed since the last look."""
+        seen = self._fingerprint()
+        if seen == self._seen and pin_labels(self._lake, self._read) == self._labels:
+            return self._digest
+        self._seen = seen
+        try:
+            before, self._digest = self._digest, self._load()
+        except (PipelineError, OSError) as error:
+            self.errors += 1
+            self.broken = str(error)
+            log.error("rules_refused", reason=str(error), still_in_force=self._digest[:12], errors=self.errors)  # noqa: TRY400  # the reason says it all
+            return self._digest
+        self.broken = ""
+        self.reloads += 1
+        log.info("rules_reloaded", before=before[:12], now=self._digest[:12])
+        return self._digest
+
+    def _load(self) -> str:
+        policies = policies_in_force(self._lake, self._policies)
+        store_code(self._lake, policies, Path(self._policies))
+        contracts = tuple(inspected(contract, policies) for contract in ContractSet.load(self._contracts).all())
+        # A rule that does not compile must stop here, not the first run.
+        read = frozenset(name for contract in contracts for name in Tagger.compile(policies, contract).columns)
+        labels = pin_labels(self._lake, read)
+        pins = Pins(contracts, policies, labels)
+        _check_all_fit(self._lake, sorted({contract.name for contract in contracts}), pins)
+        self._read, self._labels = read, labels
+        return write_pins(self._lake, pins)
+
+    def _fingerprint(self) -> Fingerprint:
+        """Names, sizes, times and inodes of all files: a few stats, no reading."""
+        self._changes = newest_number(self._lake, self._changes)
+        found: list[tuple[str, int, int, int]] = [("applied", self._changes, 0, 0)]
+        for folder in filter(None, (self._contracts, self._policies)):
+            try:
+                for path in sorted(Path(folder).rglob("*")):
+                    stat = path.stat()
+                    found.append((str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino))
+            except OSError as error:
+                found.append((f"{folder}: {error}", 0, 0, 0))  # a file that went meanwhile is a change too
+        return tuple(found)
+
+
+def _check_all_fit(lake: Lake, streams: Sequence[str], pins: Pins) -> None:
+    """Refuse, with the difference, a contract whose columns the stream's table has with other types."""
+    states = TableStates(lake, APP)
+    states.look_up([stream_table(stream) for stream in streams])
+    for stream in streams:
+        schema, _private = stream_shape(stream, pins)
+        state = states.get(stream_table(stream))
+        differing = [] if state is None else check_evolution(state.fields(), schema)
+        if differing:
+            shown = "; ".join(differing)
+            raise ConfigError(f"contract {stream} does not fit its table: {shown}; give changed columns new names")
+    states.keep()
 
 
 @dataclass(slots=True)

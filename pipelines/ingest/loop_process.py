@@ -19,7 +19,7 @@ from pipelines.ingest.graph import worker_pool
 from pipelines.ingest.loop import IN_PROCESS, RunLoop, only_loop
 from pipelines.ingest.receipt_sender import ReceiptSender
 from pipelines.lake.lake import lake_of
-from pipelines.lake.scratch import scratch
+from pipelines.lake.workplace import scratch
 from pipelines.refusals import broker_client_context
 from pipelines.runners.engine import Engine, RunnerKind
 from pipelines.runners.run import opened

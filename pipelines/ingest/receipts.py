@@ -17,10 +17,10 @@ from catchment.runtime.clock import Clock, SystemClock
 from catchment.runtime.mqtt_link import PubackClient, make_client, open_connection
 from pipelines.config import BrokerConfig
 from pipelines.errors import RetryLaterError
+from pipelines.lake.books import floors_of, refused_of
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import receipt_pages_path
 from pipelines.lake.ledger import Ledger
-from pipelines.lake.ledger_books import floors_of, refused_of
 from pipelines.refusals import PublishTracker, Refusals, broker_client_context
 from schemas.ids import DeviceId
 from schemas.reason_codes import describe_reason

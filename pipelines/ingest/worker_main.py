@@ -20,12 +20,11 @@ import pyarrow.parquet as pq
 import structlog
 
 from pipelines.config import RemoteConfig
-from pipelines.ingest.isolate import settle_around_faults
-from pipelines.ingest.settle import settle_item
+from pipelines.ingest.settle import settle_around_faults, settle_item
 from pipelines.ingest.work import FAULT, ItemResult, Work, failure_of
+from pipelines.lake.files import payload_paths, upload_files, upload_payloads
 from pipelines.lake.lake import lake_at
 from pipelines.lake.remote import bind, remote_of
-from pipelines.lake.upload import payload_paths, upload_files, upload_payloads
 from pipelines.logs import log_to_stderr
 
 FOLDER_VARIABLE = "CATCHMENT_WORK_FOLDER"

@@ -1,10 +1,14 @@
 """Fill in the columns that inspect steps give, for a whole table: from the cache, else computed; never over a device's own.
 
+Results are cached by step and SHA-256 of the payload; losing the cache costs time, nothing else. Answers that could tell
+about a person are not put there. Files of earlier releases, which hold some, are emptied.
+
 Near-duplicates in a row are marked as bursts: of a camera that stands still, only the first picture is new.
 """
 
 import atexit
-from collections.abc import Callable, Collection, Sequence
+import sqlite3
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -12,32 +16,135 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+import structlog
 
 from pipelines.contracts.arrow import ARROW_TYPES
 from pipelines.errors import ConfigError, InterruptedInspectionError, UninspectableError
-from pipelines.inspect.cache import InspectCache
-from pipelines.inspect.code import checked_code
-from pipelines.inspect.columns import ERRORS, step_columns, step_digest
-from pipelines.inspect.image import exif_facts, image_facts
-from pipelines.inspect.onnx_model import ModelInspector
+from pipelines.inspect.code import MAX_KILLS, UserWorker, checked_code
+from pipelines.inspect.columns import ERRORS, own_patterns, step_columns, step_digest
+from pipelines.inspect.image import ModelInspector, exif_facts, image_facts
 from pipelines.inspect.suspended import SuspensionBook
-from pipelines.inspect.text import compiled_patterns, count_patterns
-from pipelines.inspect.worker import MAX_KILLS, UserWorker
 from pipelines.lake.lake import Lake, lake_at
 from schemas.contract import PiiClass
+from schemas.inspectors import MAX_TEXT_CHARS, PATTERNS
 from schemas.policy import InspectStep
 
+log = structlog.get_logger(__name__)
+
+MAX_BYTES = 1024 * 1024 * 1024
+_PAGE_BYTES = 4096
+_DIGESTS_PER_QUERY = 500
+_VERSION = 1
+_TABLE = """CREATE TABLE IF NOT EXISTS found (step TEXT, sha256 TEXT, body BLOB, PRIMARY KEY (step, sha256)) WITHOUT ROWID"""
 ENTRY_POINTS = "catchment.inspectors"
 Payloads = Callable[[int], bytes | None]
 Values = Sequence[Any]
-
 
 NEAR_BITS = 6
 # A part that comes by a minute later is another part, however alike the pictures are.
 NEAR_S = 10.0
 _US = 1_000_000
+
+
+def compiled_patterns(options: Mapping[str, object]) -> dict[str, str]:
+    """The patterns of a step by name, the ordinary ones and its own.
+
+    Raises:
+        ConfigError: the engine does not take one of them.
+    """
+    found = {**PATTERNS, **own_patterns(options)}
+    for name, pattern in found.items():
+        try:
+            pl.Series([""]).str.count_matches(pattern)
+        except pl.exceptions.PolarsError as error:
+            raise ConfigError(f"inspector text: pattern {name} is not taken: {str(error).splitlines()[0]}") from error
+    return found
+
+
+def count_patterns(texts: pa.Array, patterns: Mapping[str, str]) -> dict[str, pa.Array]:
+    """For each pattern, how often it occurs in each text; null for no text. Text beyond a million characters is not read."""
+    raw: Any = pl.from_arrow(texts)
+    column: pl.Series = raw.str.slice(0, MAX_TEXT_CHARS)
+    frame = pl.DataFrame({"text": column})
+    counted = frame.select(
+        pl.col("text").str.count_matches(pattern).cast(pl.Int32).alias(name) for name, pattern in patterns.items()
+    )
+    return {f"text_{name}": counted.get_column(name).to_arrow() for name in patterns}
+
+
+class InspectCache:
+    """One file below the lake root, shared by the workers of a run.
+
+    Args:
+        path: the file; "" keeps nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    def get(self, step: str, digests: Sequence[str]) -> dict[str, bytes]:
+        """Return the cached results of these payloads."""
+        if self._path is None or not self._path.exists():
+            return {}
+        found: dict[str, bytes] = {}
+        try:
+            with _Transaction(self._path) as database:
+                for start in range(0, len(digests), _DIGESTS_PER_QUERY):
+                    chunk = digests[start : start + _DIGESTS_PER_QUERY]
+                    marks = ",".join("?" * len(chunk))
+                    query = f"SELECT sha256, body FROM found WHERE step = ? AND sha256 IN ({marks})"  # noqa: S608  # marks alone
+                    found.update(database.execute(query, (step, *chunk)))
+        except sqlite3.Error as error:
+            log.warning("inspect_cache_unread", path=str(self._path), reason=str(error))
+            return {}
+        return found
+
+    def put(self, step: str, found: Iterable[tuple[str, bytes]]) -> None:
+        """Remember what was found; when the file is full, or in use for long, nothing is remembered."""
+        if self._path is None:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with _Transaction(self._path) as database:
+                database.execute(_TABLE)
+                rows = ((step, digest, body) for digest, body in found)
+                database.executemany("INSERT OR REPLACE INTO found VALUES (?, ?, ?)", rows)
+        except (sqlite3.Error, OSError) as error:
+            log.warning("inspect_cache_unwritten", path=str(self._path), reason=str(error))
+
+
+class _Transaction:
+    """A connection for one piece of work: committed and closed at its end."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = sqlite3.connect(path, timeout=5.0)
+        self._connection.execute(f"PRAGMA max_page_count = {MAX_BYTES // _PAGE_BYTES}")
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = NORMAL")
+        self._empty_if_old()
+
+    def _empty_if_old(self) -> None:
+        if self._connection.execute("PRAGMA user_version").fetchone()[0] >= _VERSION:
+            return
+        self._connection.execute("PRAGMA secure_delete = ON")
+        self._connection.execute("DROP TABLE IF EXISTS found")
+        self._connection.execute(_TABLE)
+        self._connection.execute(f"PRAGMA user_version = {_VERSION}")
+        self._connection.execute("VACUUM")
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def __enter__(self) -> sqlite3.Connection:
+        return self._connection
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self._connection.commit()
+        finally:
+            self._connection.close()
 
 
 @dataclass(frozen=True, slots=True)

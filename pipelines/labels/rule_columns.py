@@ -16,7 +16,7 @@ from pipelines.expressions.ir import LABEL
 from pipelines.labels.resolve import ResolveRule, resolved_classes
 from pipelines.labels.table import KEY, read_labels, task_table
 from pipelines.lake.lake import Lake
-from pipelines.policy.tag_file import Filler
+from pipelines.policy.retag import Filler
 
 
 class LabelPin(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from threading import Event
 from catchment.runtime.atomic_files import write_atomic
 from pipelines.config import RemoteConfig
 from pipelines.errors import PipelineError, RetryLaterError
-from pipelines.lake.lease import Lease
+from pipelines.lake.claims import Lease
 from pipelines.lake.remote import Remote, bind
 from pipelines.lake.store import NEW, Store, Stored
 

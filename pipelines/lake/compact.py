@@ -16,18 +16,16 @@ import structlog
 from deltalake import DeltaTable
 
 from pipelines.errors import CorruptLakeError
+from pipelines.lake.commit import live_sizes, swap_files
 from pipelines.lake.compact_plan import MIN_FILES, Small, bins, name_of
 from pipelines.lake.files import write_table_file
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import ARCHIVE, COMMITS, PAYLOAD, QUARANTINE, QUARANTINE_CLOSED, ROLLUPS, STREAMS, stream_table
-from pipelines.lake.payload_drop import drop_unnamed
+from pipelines.lake.payload_drop import SHARD, drop_unnamed, is_own_shard, named_rows, rewrite_shards, turn_references
 from pipelines.lake.quarantined import closed
 from pipelines.lake.reference import checked_name, referred_path, table_path
 from pipelines.lake.rollup import merged_table, rollup_table
-from pipelines.lake.shard_rewrite import SHARD, is_own_shard, named_rows, rewrite_shards, turn_references
-from pipelines.lake.swap import live_sizes, swap_files
-from pipelines.lake.table import open_table, private_of
-from pipelines.lake.table_rows import read_files
+from pipelines.lake.table import open_table, private_of, read_files
 from pipelines.lake.workplace import workplace
 
 log = structlog.get_logger(__name__)

@@ -16,8 +16,7 @@ import msgspec
 
 from pipelines.config import RemoteConfig
 from pipelines.errors import PipelineError, RetryLaterError
-from pipelines.lake.remote import Remote
-from pipelines.lake.storage import is_lost_by_fork, store, translate_errors
+from pipelines.lake.remote import Remote, is_lost_by_fork, store, translate_errors
 
 
 class Parts(msgspec.Struct, frozen=True):

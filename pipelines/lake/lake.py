@@ -5,10 +5,10 @@ lies below `root`.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from pipelines.lake.view import View
 
 LENDER = "objects.lake"
+T = TypeVar("T")
+
+# For the life of the process, by lake root and what is listed: how often it was looked at since the listing, and what was found.
+_kept: dict[tuple[Path, str], tuple[int, list[Any]]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,3 +200,21 @@ def _objects_of(root: Path) -> Store | None:
         return LocalStore(Path(os.fsdecode((root / LENDER).read_bytes())))
     except FileNotFoundError:
         return None
+
+
+def polled(lake: Lake, what: str, listing: Callable[[], list[T]]) -> list[T]:
+    """What a listing finds, or found a while ago where listings cost requests.
+
+    Raises:
+        RetryLaterError: the storage is unavailable.
+    """
+    looks, found = _kept.get((lake.root, what), (0, []))
+    if looks % lake.store.looks_per_listing == 0:
+        found = listing()
+    _kept[lake.root, what] = (looks + 1, found)
+    return found
+
+
+def poll_again(lake: Lake, what: str) -> None:
+    """Let the next look be a listing, however short ago the last one was."""
+    _kept.pop((lake.root, what), None)

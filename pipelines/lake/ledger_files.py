@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptLakeError
+from pipelines.lake.books import BOOKS_SCHEMA, with_later_columns
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import books_path, ledger_path
 from pipelines.lake.ledger import KEPT_LEDGERS, Ledger
-from pipelines.lake.ledger_books import BOOKS_SCHEMA, with_later_columns
 from pipelines.lake.ledger_rows import NO_ROWS, SETTLED_SCHEMA, LedgerRows
 
 BASES = b"catchment.bases"

@@ -14,8 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.lake.books import BooksKey, Counts, EpochKey
-from pipelines.lake.ledger_books import BOOKS_SCHEMA, COUNTS, NO_REASONS, Reasons, books_after
+from pipelines.lake.books import BOOKS_SCHEMA, COUNTS, NO_REASONS, BooksKey, Counts, EpochKey, Reasons, books_after
 from schemas.ranges import Ranges, Span
 
 SETTLED_SCHEMA = pa.schema(

@@ -18,13 +18,12 @@ from deltalake.exceptions import CommitFailedError
 
 from catchment.runtime.atomic_files import write_atomic
 from pipelines.errors import ConflictError
+from pipelines.lake.commit import live_sizes, swap_files
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import looked_at_path
 from pipelines.lake.reference import referred_path
-from pipelines.lake.swap import live_sizes, swap_files
-from pipelines.lake.table import HOOKS, open_table, private_of, shown_columns, sync_log
-from pipelines.lake.table_rows import read_files
+from pipelines.lake.table import HOOKS, open_table, private_of, read_files, shown_columns, sync_log
 from pipelines.lake.workplace import workplace
 
 log = structlog.get_logger(__name__)

@@ -2,19 +2,27 @@
 
 Every such reader opens tables, their files and payloads here, so that there is one place where rules of access can stand.
 There are none yet: all is passed through. What keeps the lake itself (runs, maintenance, roll-ups) reads beside it, below
-`pipelines/lake` and in the few modules that a test names. Stands alone because a `Lake` must not load the table library.
+`pipelines/lake` and in the few modules that a test names.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import DeltaTable
 
+from pipelines.lake.commit import APP, committed_run
 from pipelines.lake.lake import Lake
+from pipelines.lake.layout import COMMITS, STREAMS, stream_table
+from pipelines.lake.ledger_files import read_ledger
 from pipelines.lake.payload import PayloadRefs, read_payload, read_payloads
 from pipelines.lake.reference import check_table_files, table_path
 from pipelines.lake.table import open_table
+
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +79,43 @@ class View:
     def payloads(self, refs: PayloadRefs) -> pa.Array:
         """The payloads of many samples; arguments and errors are those of `read_payloads`."""
         return read_payloads(self.lake, refs)
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """The books per stream, and whether all of them balance."""
+
+    rows: Rows
+    is_balanced: bool
+
+
+def books(lake: Lake) -> Books:
+    """The books per stream after the last committed run."""
+    found = read_ledger(lake, committed_run(lake, COMMITS))
+    rows = [
+        {"stream": stream or "(none)", **msgspec.to_builtins(counts), "balanced": counts.is_balanced}
+        for stream, counts in found.books_by_stream().items()
+    ]
+    return Books(rows, not found.unbalanced())
+
+
+def streams(lake: Lake) -> Rows:
+    """The stream tables and their size."""
+    rows: Rows = []
+    for name in lake.folders(STREAMS):
+        table = open_table(lake, stream_table(name))
+        if table is None:
+            continue
+        actions = pa.table(table.get_add_actions(flatten=True))
+        rows.append(
+            {
+                "stream": name,
+                "rows": pc.sum(actions.column("num_records")).as_py() or 0,
+                "files": actions.num_rows,
+                "bytes": pc.sum(actions.column("size_bytes")).as_py() or 0,
+                "columns": len(table.schema().fields),
+                "last_run": table.transaction_version(APP) or 0,
+                "delta_version": table.version(),
+            }
+        )
+    return rows

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import structlog
 
-from pipelines.ingest.plan import Plan
-from pipelines.ingest.plan_files import read_plan
+from pipelines.ingest.plan import Plan, read_plan
 from pipelines.lake.commit import commit_once, committed_run
 from pipelines.lake.files import write_table_file
 from pipelines.lake.lake import Lake

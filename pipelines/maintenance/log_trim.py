@@ -11,12 +11,21 @@ from dataclasses import dataclass
 import structlog
 
 from pipelines.errors import RefusedError
-from pipelines.lake.delta_log import DeltaLogFile, LogKind, log_files, read_entry
+from pipelines.lake.delta_log import (
+    DeltaLogFile,
+    KeepLog,
+    LogKind,
+    build_slim,
+    first_kept,
+    has_tombstones,
+    log_files,
+    publish_slim,
+    read_entry,
+    remember_removed,
+    superfluous,
+)
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import ARCHIVE, COMMITS, QUALITY, QUARANTINE, QUARANTINE_CLOSED, ROLLUPS, STREAMS
-from pipelines.lake.log_plan import KeepLog, first_kept, superfluous
-from pipelines.lake.removed import remember_removed
-from pipelines.lake.slim_checkpoint import build_slim, has_tombstones, publish_slim
 
 # Commits that say so can be looked back to, or undone: the version before them stays, too.
 NOTED = ("catchment.retag", "catchment.undo", "catchment.backfill")

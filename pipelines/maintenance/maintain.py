@@ -12,14 +12,13 @@ import structlog
 
 from pipelines.contracts.arrow import private_by_stream
 from pipelines.errors import ConflictError, CorruptLakeError, RefusedError
-from pipelines.ingest.plan_files import read_pins, read_plan
+from pipelines.ingest.plan import read_pins, read_plan
 from pipelines.lake.commit import committed_run
 from pipelines.lake.compact import Compacted, compact_all
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import COMMITS, RUNS, STREAMS, maintain_lock_path, stream_table
 from pipelines.lake.private_values import forget_values, hide_statistics, private_of_stream
-from pipelines.lake.rollup import roll_up_all, rollup_table
-from pipelines.lake.rollup_again import roll_up_again
+from pipelines.lake.rollup import roll_up_again, roll_up_all, rollup_table
 from pipelines.lake.workplace import only_maintainer
 from pipelines.maintenance.archive import archive_runs
 from pipelines.maintenance.log_trim import keep_log, trim_logs

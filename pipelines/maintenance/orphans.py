@@ -41,7 +41,7 @@ from pipelines.lake.layout import (
 )
 from pipelines.lake.ledger import KEPT_LEDGERS, Ledger
 from pipelines.lake.store import Stored
-from pipelines.lake.workplace import FOLDER as WORK
+from pipelines.lake.workplace import WORK_FOLDER as WORK
 from pipelines.lake.workplace import workplace
 from pipelines.training.manifest import MANIFEST_NAME
 

@@ -19,10 +19,10 @@ from deltalake.exceptions import DeltaError
 from pipelines.bridge.segment import segment_number
 from pipelines.errors import RetryLaterError
 from pipelines.ingest.chips.requests import read_last_cut
-from pipelines.ingest.plan import Plan
-from pipelines.ingest.plan_files import read_plan
-from pipelines.lake.alone import held_alone
+from pipelines.ingest.plan import Plan, read_plan
+from pipelines.lake.claims import held_alone
 from pipelines.lake.commit import committed_run
+from pipelines.lake.delta_log import REMOVED_SCHEMA, remember_removed, removed_since
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import (
     ARCHIVE,
@@ -45,10 +45,9 @@ from pipelines.lake.layout import (
 )
 from pipelines.lake.ledger import KEPT_LEDGERS
 from pipelines.lake.ledger_files import ledger_bases, read_ledger
-from pipelines.lake.removed import REMOVED_SCHEMA, remember_removed, removed_since
-from pipelines.lake.scratch import abandoned
 from pipelines.lake.store import Stored
 from pipelines.lake.table import open_table
+from pipelines.lake.workplace import abandoned
 from pipelines.maintenance.archive import archive_runs
 from pipelines.maintenance.log_trim import all_tables
 from pipelines.maintenance.orphans import (

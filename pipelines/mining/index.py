@@ -16,7 +16,7 @@ import structlog
 
 from catchment.runtime.atomic_files import beside_path, make_folder, sync_file, sync_folder
 from pipelines.errors import RefusedError
-from pipelines.lake.replace import LiveFile
+from pipelines.lake.commit import LiveFile
 from pipelines.mining.rows import NO_PLACES, Places, RowFilter, StreamRows
 from pipelines.mining.vectors import Float32s, dimensions_of, unit_vectors
 

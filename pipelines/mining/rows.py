@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
 from pipelines.expressions.expression import compile_expression
+from pipelines.lake.commit import LiveFile, live_files
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import stream_table
-from pipelines.lake.replace import LiveFile, live_files
 from pipelines.lake.table import dataset_of
 from pipelines.training.select import expression_columns, rows_that
 

@@ -16,7 +16,7 @@ from pipelines.errors import CorruptLakeError, ExpressionError, NotFoundError, R
 from pipelines.expressions.expression import compile_expression, rule_columns
 from pipelines.inspect.columns import steps_of
 from pipelines.lake.lake import Lake
-from pipelines.policy.active import FOLDER
+from pipelines.policy.documents import FOLDER
 from schemas.contract import Column, ColumnType
 from schemas.edge_policy import (
     EdgeAction,

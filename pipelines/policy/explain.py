@@ -8,13 +8,12 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.expressions import ir
-from pipelines.expressions.expression import Expression
-from pipelines.expressions.fold import fold
+from pipelines.expressions.expression import Expression, fold
 from pipelines.expressions.ir import Kind, Node
 from pipelines.expressions.render import parts, render
 from pipelines.expressions.to_polars import to_polars
 from pipelines.policy.engine import Tagger
-from pipelines.policy.tag_file import completed
+from pipelines.policy.retag import completed
 
 NEAR_SHARE = 0.1  # a number within a tenth of its limit was near
 

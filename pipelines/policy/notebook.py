@@ -23,7 +23,7 @@ from pipelines.policy.documents import load_policy, parse_policy, to_yaml
 from pipelines.policy.engine import Tagger
 from pipelines.policy.explain import Explained, explain
 from pipelines.policy.preview import Preview
-from pipelines.policy.tag_file import readable
+from pipelines.policy.retag import readable
 from pipelines.policy.trial import Trial, try_policy
 from schemas.contract import RESERVED_COLUMNS, Column, ColumnType, Contract
 from schemas.policy import Policy as Document

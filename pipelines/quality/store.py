@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from pipelines.expressions.ir import LABEL
-from pipelines.ingest.plan import Pins, version_order
-from pipelines.ingest.plan_files import read_pins, read_plan
+from pipelines.ingest.plan import Pins, read_pins, read_plan, version_order
 from pipelines.inspect.suspended import SuspensionBook
 from pipelines.lake.commit import APP, commit_once
 from pipelines.lake.files import write_table_file
@@ -26,7 +25,7 @@ from pipelines.lake.layout import QUALITY, QUARANTINE, stream_table
 from pipelines.lake.quarantined import kind_of
 from pipelines.lake.table import open_table
 from pipelines.policy.engine import Tagger
-from pipelines.policy.tag_file import completed
+from pipelines.policy.retag import completed
 from pipelines.quality.profile import (
     PROFILE_SCHEMA,
     complete_lines,

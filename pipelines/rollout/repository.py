@@ -8,7 +8,7 @@ A repository of an earlier release, whose targets role holds everything, gets th
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -25,7 +25,6 @@ from tuf.api.metadata import (
 from catchment.runtime.atomic_files import write_atomic
 from catchment.runtime.clock import Clock
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
-from pipelines.rollout.expiry import RoleExpiry
 from pipelines.rollout.keys import ROLES, KeyFolder, KeyPlan
 from pipelines.rollout.model_roles import (
     WITHDRAWN,
@@ -52,6 +51,42 @@ from schemas.model import (
 )
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RoleExpiry:
+    """One role's signature: until when it holds, and for how long such a signature holds in all."""
+
+    role: str
+    expires: datetime
+    lifetime: timedelta
+
+    def left(self, now: datetime) -> timedelta:
+        """How long it still holds."""
+        return self.expires - now
+
+    def state(self, now: datetime) -> str:
+        """`ok`, `due` when a third of its life or less is left, `over`."""
+        if self.left(now) <= timedelta(0):
+            return "over"
+        return "due" if self.left(now) <= self.lifetime / 3 else "ok"
+
+    @property
+    def remedy(self) -> str:
+        """The command that signs it again."""
+        if self.role == "root":
+            return "catchment model root draft, sign, install"
+        return "the model server signs it" if self.role in {"timestamp", "snapshot"} else "catchment model sign"
+
+
+def expiry_warnings(found: Iterable[RoleExpiry], now: datetime) -> tuple[str, ...]:
+    """A sentence for each role whose signature is due or over."""
+    return tuple(
+        f"the {each.role} signature of the model repository {'ended' if each.state(now) == 'over' else 'ends'} on "
+        f"{each.expires:%Y-%m-%d}; then devices take no model; sign again: {each.remedy}"
+        for each in found
+        if each.state(now) != "ok"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,19 @@
-"""The signed metadata files of the model repository: read, signed with the keys that are there, and written.
+"""The signed metadata files of the model repository: read, signed, tried as a device would; and the ceremony of a new root.
 
 Every file but `timestamp.json` is written once. A change is published by replacing that one file, last.
+
+A root that has expired is replaced the same way: devices follow any chain of roots, and judge the last one's expiry alone.
 """
 
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
-from tuf.api.exceptions import RepositoryError
+from securesystemslib.signer import Key, Signer
+from tuf.api.exceptions import DownloadError, DownloadHTTPError, RepositoryError
 from tuf.api.metadata import (
     Metadata,
     MetaFile,
@@ -19,13 +24,16 @@ from tuf.api.metadata import (
     Timestamp,
 )
 from tuf.api.serialization import DeserializationError
+from tuf.ngclient.config import UpdaterConfig
+from tuf.ngclient.fetcher import FetcherInterface
+from tuf.ngclient.updater import Updater
 
 from catchment.runtime.atomic_files import write_atomic
 from catchment.runtime.clock import Clock
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
-from pipelines.rollout.device_check import check_as_device
-from pipelines.rollout.keys import KeyFolder
+from pipelines.rollout.keys import ROLES, KeyFolder
 
+_BASE_URL = "repository://"
 LIFETIMES = {
     "root": timedelta(days=3 * 365),
     "targets": timedelta(days=365),
@@ -37,6 +45,61 @@ LIFETIMES = {
 MAX_METADATA_BYTES = 256 * 1024
 TARGETS = "targets"
 SignedT = TypeVar("SignedT", Root, Targets, Snapshot, Timestamp)
+_MAX_BYTES = 512_000
+
+
+class _FolderFetcher(FetcherInterface):
+    """Reads the files of a repository, and the timestamp that is not written yet."""
+
+    def __init__(self, root: Path, timestamp: bytes) -> None:
+        self._root = root
+        self._timestamp = timestamp
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        path = url.removeprefix(_BASE_URL)
+        if path == "metadata/timestamp.json":
+            return iter((self._timestamp,))
+        try:
+            return iter(((self._root / path).read_bytes(),))
+        except OSError as error:
+            raise DownloadHTTPError(f"{path} is not in the repository", 404) from error
+
+
+def check_as_device(root: Path, timestamp: bytes, now: datetime, paths: Iterable[str]) -> None:
+    """Have a TUF client go from the first root metadata to the targets.
+
+    Args:
+        root: the repository.
+        timestamp: the timestamp metadata to be published.
+        now: the time at which the client looks.
+        paths: target paths it must find, whole.
+
+    Raises:
+        RefusedError: it refuses something.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            client = Updater(
+                folder,
+                f"{_BASE_URL}metadata/",
+                target_dir=folder,
+                target_base_url=f"{_BASE_URL}targets/",
+                fetcher=_FolderFetcher(root, timestamp),
+                config=UpdaterConfig(max_root_rotations=1024),
+                bootstrap=(root / "metadata" / "1.root.json").read_bytes(),
+            )
+            client._trusted_set.reference_time = now  # noqa: SLF001  # the client has no other way to be given a time
+            client.refresh()
+            for path in paths:
+                found = client.get_targetinfo(path)
+                if found is None:
+                    raise RefusedError(f"a device would not find {path} in what is about to be published; nothing was published")
+                client.download_target(found, str(Path(folder) / "target"))
+        except (RepositoryError, DownloadError, OSError) as error:
+            raise RefusedError(
+                f"a device would refuse what is about to be published ({type(error).__name__}: {error}); nothing was published; "
+                "`catchment model expiry` shows what is over"
+            ) from error
 
 
 @dataclass(slots=True)
@@ -186,3 +249,81 @@ class RoleFiles:
                 "withdraw versions that nobody needs: catchment model withdraw"
             )
         return body
+
+
+def draft_root(files: RoleFiles, keys: Mapping[str, Iterable[Key]]) -> Metadata[Root]:
+    """The next root, unsigned: expiry from now on, and other keys for the roles named."""
+    root = files.root()
+    root.version += 1
+    root.expires = files.expiry("root")
+    for role, fresh in keys.items():
+        for keyid in list(root.roles[role].keyids):
+            root.revoke_key(keyid, role)
+        for key in fresh:
+            root.add_key(key, role)
+        if len(root.roles[role].keyids) < root.roles[role].threshold:
+            raise RefusedError(
+                f"{root.roles[role].threshold} keys of the role {role} must sign, and {len(root.roles[role].keyids)} are named"
+            )
+    return Metadata(root)
+
+
+def read_draft(path: Path) -> Metadata[Root]:
+    """Read a drafted root.
+
+    Raises:
+        RefusedError: not root metadata.
+    """
+    try:
+        with path.open("rb") as file:
+            document = Metadata.from_bytes(file.read(_MAX_BYTES))
+    except (OSError, DeserializationError, RepositoryError) as error:
+        raise RefusedError(f"{path}: not root metadata: {error}") from error
+    if not isinstance(document.signed, Root):
+        raise RefusedError(f"{path}: {type(document.signed).__name__} metadata, not root metadata")
+    return document
+
+
+def sign_draft(document: Metadata[Root], signers: Iterable[Signer]) -> int:
+    """Add signatures; how many there are now."""
+    for signer in signers:
+        document.sign(signer, append=True)
+    return len(document.signatures)
+
+
+def check_draft(files: RoleFiles, document: Metadata[Root]) -> tuple[list[str], list[str]]:
+    """Compare a drafted root with the one in force.
+
+    Returns:
+        What it changes, in lines to read aloud; and what it lacks before it can be installed.
+    """
+    old, new = files.root(), document.signed
+    changes = [f"version {old.version} -> {new.version}", f"expires {old.expires:%Y-%m-%d} -> {new.expires:%Y-%m-%d}"]
+    for role in ROLES:
+        before, after = old.roles[role], new.roles[role]
+        changes += [f"{role}: without key {keyid}" for keyid in before.keyids if keyid not in after.keyids]
+        changes += [f"{role}: with key {keyid}" for keyid in after.keyids if keyid not in before.keyids]
+        if before.threshold != after.threshold:
+            changes.append(f"{role}: {before.threshold} -> {after.threshold} keys must sign")
+    lacks = [] if new.version == old.version + 1 else [f"it is version {new.version}, and the next one is {old.version + 1}"]
+    for name, root in (("in force", old), ("drafted", new)):
+        result = root.get_verification_result("root", document.signed_bytes, document.signatures)
+        if not result.verified:
+            lacks.append(f"{len(result.signed)} of the {result.threshold} signatures that the root {name} asks for")
+    if new.expires <= files.now():
+        lacks.append("it has expired")
+    return changes, lacks
+
+
+def install_root(files: RoleFiles, document: Metadata[Root]) -> Path:
+    """Put a signed root in force.
+
+    Raises:
+        RefusedError: something is missing that devices ask for.
+    """
+    _, lacks = check_draft(files, document)
+    if lacks:
+        raise RefusedError(f"devices would refuse this root: {'; '.join(lacks)}")
+    path = files.folder / f"{document.signed.version}.root.json"
+    write_atomic(path, document.to_bytes(), mode=0o644)
+    return path

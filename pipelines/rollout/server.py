@@ -19,14 +19,12 @@ from pipelines.config import CoreConfig, ShareConfig
 from pipelines.director import DesiredOrders
 from pipelines.errors import ConflictError, NotFoundError, PipelineError, RefusedError
 from pipelines.heartbeat import Heartbeats, ProcessHealth, starting
-from pipelines.lake.alone import held_alone
+from pipelines.lake.claims import held_alone
 from pipelines.lake.lake import lake_of
 from pipelines.logs import LogLimit
-from pipelines.rollout.connection import BrokerLink, expiring, reply_properties
-from pipelines.rollout.expiry import expiry_warnings
+from pipelines.rollout.connection import BrokerLink, RightsProbe, expiring, reply_properties
 from pipelines.rollout.keys import KeyFolder, keys_folder, models_folder
-from pipelines.rollout.repository import ModelRepository
-from pipelines.rollout.rights import RightsProbe
+from pipelines.rollout.repository import ModelRepository, expiry_warnings
 from pipelines.rollout.rollouts import Rollout, RolloutStore, order_for, progress
 from schemas.errors import SchemaError
 from schemas.ids import DeviceId

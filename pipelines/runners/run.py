@@ -1,5 +1,9 @@
 """Build a graph, check it, and run it to its end on the chosen runner.
 
+Beam is imported without its complaint that BigQuery's client is not installed, because no command here reads BigQuery.
+`import apache_beam` imports every connector it has. One of them logs a warning where the package `apitools` is missing, through
+`logging.warning`, which also gives the root logger a handler. Everything of Beam that is used here is imported through here.
+
 Beam's Dask runner computes the last leaf of a graph and nothing else, gives every consumer of tagged outputs all elements,
 drops what `finish_bundle` returns, and forgets windows. It ends such a job as done. So a graph for it is checked first. A Dask
 cluster on this machine is kept open over runs: to start one costs seconds, a run on a warm one tenths of them.
@@ -10,6 +14,7 @@ can do it has Beam and this release.
 """
 
 import json
+import logging
 import os
 import shutil
 import socket
@@ -24,9 +29,36 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError, PipelineError, RefusedError, RetryLaterError
-from pipelines.runners.beam import DoFnSignature, PipelineOptions, Read, beam
 from pipelines.runners.engine import ADDRESS_OPTIONS, JOB_ENDPOINT, Engine, RunnerKind, last_line, remedy
 from pipelines.stopping import end_descendants
+
+
+@contextmanager
+def _without_bigquery_warning() -> Iterator[None]:
+    root = logging.getLogger()
+    before = list(root.handlers)
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("apitools not found")
+
+    root.addFilter(is_other)
+    try:
+        yield
+    finally:
+        root.removeFilter(is_other)
+        for handler in [one for one in root.handlers if one not in before]:
+            root.removeHandler(handler)
+
+
+with _without_bigquery_warning():
+    import apache_beam
+    from apache_beam.io.iobase import Read
+    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.runners.common import DoFnSignature
+
+beam: Any = apache_beam  # it ships types for some calls and none for others
+
+__all__ = ["DoFnSignature", "PipelineOptions", "Read", "apache_beam", "beam"]
 
 # Steps that the Dask runner carries out as a whole; what Beam makes of them inside is not run there.
 _WHOLE = (beam.Create, beam.Reshuffle, beam.GroupByKey, Read)

@@ -5,8 +5,8 @@ import os
 import sys
 import traceback
 
-from pipelines.runners.beam import PipelineOptions, beam
 from pipelines.runners.engine import Engine
+from pipelines.runners.run import PipelineOptions, beam
 
 
 def answer(element: bytes) -> bytes:

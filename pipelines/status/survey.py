@@ -17,22 +17,20 @@ import pyarrow.compute as pc
 from pipelines.bridge.segment import SEALED_SUFFIX, sealed_path
 from pipelines.heartbeat import Heartbeat, read_heartbeats, read_remote_heartbeats
 from pipelines.ingest.fault_breaker import FaultStreak, read_faults
-from pipelines.ingest.plan import Plan
-from pipelines.ingest.plan_files import find_segments, read_pins, read_plan
-from pipelines.ingest.replay import open_requests
+from pipelines.ingest.plan import Plan, find_segments, read_pins, read_plan
+from pipelines.ingest.quarantine import open_requests
 from pipelines.inspect.suspended import Suspension, SuspensionBook
-from pipelines.lake.books import Counts
+from pipelines.lake.books import IN_ROW, Counts
 from pipelines.lake.commit import APP, committed_run
+from pipelines.lake.files import bridges_of
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import COMMITS, landing_folder, stream_table
 from pipelines.lake.ledger import Ledger
-from pipelines.lake.ledger_books import IN_ROW
 from pipelines.lake.ledger_files import read_ledger
 from pipelines.lake.quarantined import Where, heads
 from pipelines.lake.store import Stored
 from pipelines.lake.table import open_table
-from pipelines.lake.upload import bridges_of
-from pipelines.policy.active import active_policies
+from pipelines.policy.documents import active_policies
 from schemas.receipts import ALL_REFUSED_FROM
 
 MAX_NAMED = 20

@@ -102,7 +102,7 @@ class ArrayFile:
         """The samples of these numbers, into (samples, ...) of the array's own type; raises as `read`."""
         entry, size = self._entry, self._sample_bytes
         never, first = self._check is PayloadCheck.NEVER, self._check is PayloadCheck.FIRST
-        rows = memoryview(block.reshape(-1).view(np.uint8)) if block.size else memoryview(b"")
+        rows = block.reshape(-1).view(np.uint8).data
         for at, index in enumerate(indexes):
             number, row = divmod(index, entry.shard_rows)
             chunk, place = divmod(row, entry.chunk_rows)

@@ -8,7 +8,7 @@ from catchment.runtime.atomic_files import sync_folder, write_atomic
 from pipelines.errors import ConflictError
 from pipelines.lake.lake import Lake
 from pipelines.training.bucket_sets import share_set, take_number, taken_numbers
-from pipelines.training.card import render_card
+from pipelines.training.card import card_facts, render_card
 from pipelines.training.manifest import MANIFEST_NAME, Manifest, encode_manifest
 
 _PUBLISH_ATTEMPTS = 100
@@ -26,7 +26,8 @@ def publish(lake: Lake, home: Path, folder: Path, manifest: Manifest) -> Manifes
         number = max(taken, default=0) + 1
         numbered = msgspec.structs.replace(manifest, version=number, line=manifest.line or number)
         write_atomic(folder / MANIFEST_NAME, encode_manifest(numbered), mode=0o644)
-        write_atomic(folder / "card.html", render_card(numbered, folder).encode(), mode=0o644)
+        card = render_card(numbered, folder, card_facts(lake, numbered, folder))
+        write_atomic(folder / "card.html", card.encode(), mode=0o644)
         for path in folder.rglob("*"):
             if path.is_file():
                 path.chmod(0o444)

@@ -213,7 +213,8 @@ def _grid_lines(plan: WindowPlan, low: int, high: int) -> tuple[Int64s, Int64s]:
     edges = plan.stretches.grid_first
     # The stretches that have a part of this block, and how many of its steps each has.
     first, last = (int(np.searchsorted(edges, step, side="right")) - 1 for step in (low, high - 1))
-    counts = np.diff(np.clip(edges[first : last + 2], low, high))
+    inside = np.clip(edges[first : last + 2], low, high)
+    counts = inside[1:] - inside[:-1]
     shift = plan.stretches.first_step[first : last + 1] - edges[first : last + 1]
     step = np.arange(low, high, dtype=np.int64) + np.repeat(shift, counts)
     base_us = np.repeat(plan.stretches.base_us[first : last + 1], counts)
@@ -254,13 +255,17 @@ def _signals(rows: pa.Table, rule: WindowRule) -> list[_Signal]:
     for channel, name in enumerate(rule.columns):
         there, numbers = _signal(rows, rule, name)
         for others, channels, found in together:
-            if (others is None) == (there is None) and (others is None or np.array_equal(others, there)):
+            if _are_same(others, there):
                 channels.append(channel)
                 found.append(numbers)
                 break
         else:
             together.append((there, [channel], [numbers]))
     return [_Signal(channels, there, _matrix(found, kind)) for there, channels, found in together]
+
+
+def _are_same(one: npt.NDArray[np.intp] | None, other: npt.NDArray[np.intp] | None) -> bool:
+    return one is other if one is None or other is None else bool(np.array_equal(one, other))
 
 
 def _matrix(columns: list[Float64s], kind: type[np.floating[Any]]) -> Floats:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.bridge.segment import segment_number
-from pipelines.ingest.plan_files import read_plan
+from pipelines.ingest.plan import read_plan
 from pipelines.lake.commit import committed_run
 from pipelines.lake.lake import lake_at
 from pipelines.lake.ledger import KEPT_LEDGERS
@@ -27,7 +27,7 @@ def every_file(root: Path) -> set[str]:
         return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
     import obstore
 
-    from pipelines.lake.storage import store
+    from pipelines.lake.remote import store
 
     return {str(one["path"]) for page in obstore.list(store(remote.config)) for one in page}
 

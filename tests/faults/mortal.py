@@ -19,7 +19,7 @@ import msgspec
 from catchment.runtime.clock import SystemClock
 from pipelines.config import CoreConfig
 from pipelines.ingest.loop import RunLoop
-from pipelines.lake import table_states
+from pipelines.lake import table
 from pipelines.lake.lake import lake_at
 from pipelines.maintenance.maintain import maintain
 from pipelines.maintenance.vacuum import Keep
@@ -116,7 +116,7 @@ def main() -> None:
     """Serve until stdin ends."""
     # What a start remembers of tables it writes once their folders have rested for two seconds: steps that come by the clock
     # could not be counted. In this process alone: the states have tests of their own.
-    table_states.SETTLED_NS = 1 << 62
+    table.SETTLED_NS = 1 << 62
     for line in sys.stdin:
         answer = serve(msgspec.json.decode(line, type=Request))
         sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")

@@ -16,8 +16,7 @@ from pipelines.bridge.rows import LandingRow, rows_to_batch
 from pipelines.bridge.segment import OpenSegment
 from pipelines.config import CoreConfig
 from pipelines.errors import RetryLaterError
-from pipelines.ingest.chips.commit import commit_cut
-from pipelines.ingest.chips.loop import ChipLoop, Commit
+from pipelines.ingest.chips.loop import ChipLoop, Commit, commit_cut
 from pipelines.ingest.loop import RunLoop
 from pipelines.ingest.receipt_sender import ReceiptSender
 from pipelines.ingest.receipts import Publisher

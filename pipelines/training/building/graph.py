@@ -79,7 +79,7 @@ def do_item(body: bytes) -> int:
 
 def build(pipeline: Any, name: str, bodies: Sequence[bytes]) -> Any:
     """The chain itself."""
-    from pipelines.runners.beam import beam  # noqa: PLC0415  # slow to import, and small sets do without
+    from pipelines.runners.run import beam  # noqa: PLC0415  # slow to import, and small sets do without
 
     return (
         pipeline

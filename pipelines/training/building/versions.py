@@ -18,10 +18,10 @@ import pyarrow as pa
 
 from catchment.runtime.clock import Clock, SystemClock
 from pipelines.errors import RefusedError, RetryLaterError
-from pipelines.lake.alone import held_alone
+from pipelines.lake.claims import held_alone
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import SET_DRAFT, SETS
-from pipelines.lake.scratch import scratch
+from pipelines.lake.workplace import scratch
 from pipelines.runners.engine import Engine
 from pipelines.training.building.graph import write_shards
 from pipelines.training.building.parts import PART_ROWS, PartRef, plan_parts

@@ -29,13 +29,13 @@ from edge_agent.commands.doctor import examine
 from edge_agent.commands.doctor.findings import Diagnosis
 from edge_agent.commands.root import app as agent_app
 from edge_agent.spool import inspection
+from pipelines.commands import contract as contract_cli
 from pipelines.commands import label as label_cli
 from pipelines.commands import maintenance as maintenance_cli
 from pipelines.commands import mining as mining_cli
-from pipelines.commands import policy_edge as edge_cli
+from pipelines.commands import policy as policy_cli
 from pipelines.commands import policy_lake as lake_cli
-from pipelines.commands import policy_look as look_cli
-from pipelines.commands import quality as quality_cli
+from pipelines.commands import policy_lake as policy_lake_cli
 from pipelines.commands import rollout as rollout_cli
 from pipelines.commands import status as status_cli
 from pipelines.commands import training_set as set_cli
@@ -44,10 +44,10 @@ from pipelines.commands import training_set_export as set_export_cli
 from pipelines.errors import RefusedError
 from pipelines.labels.exchange import LabelImport
 from pipelines.labels.table import SCHEMA as LABEL_SCHEMA
-from pipelines.lake import report
+from pipelines.lake import view
 from pipelines.lake.compact import Compacted
-from pipelines.lake.gaps import Gap
 from pipelines.lake.lake import lake_at
+from pipelines.lake.ledger import Gap
 from pipelines.mining import picks as mining_picks
 from pipelines.mining.index import IndexState
 from pipelines.mining.picks import Pick, Picked
@@ -233,12 +233,12 @@ def _preview() -> Any:
 
 
 def ledger(_: Path, to: pytest.MonkeyPatch) -> list[str]:
-    to.setattr(report, "books", lambda _root: SimpleNamespace(rows=[{"stream": TEXT, "received": 1}], is_balanced=True))
+    to.setattr(view, "books", lambda _root: SimpleNamespace(rows=[{"stream": TEXT, "received": 1}], is_balanced=True))
     return ["books"]
 
 
 def streams(_: Path, to: pytest.MonkeyPatch) -> list[str]:
-    to.setattr(report, "streams", lambda _root: [{TEXT: TEXT, "columns": [TEXT]}])
+    to.setattr(view, "streams", lambda _root: [{TEXT: TEXT, "columns": [TEXT]}])
     return ["streams"]
 
 
@@ -309,9 +309,9 @@ def contract_infer(folder: Path, _: pytest.MonkeyPatch) -> list[str]:
 
 def contract_quality(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
     _contract(folder)
-    to.setattr(quality_cli, "keep_quality", lambda *_args: None)
-    to.setattr(quality_cli, "read_quality", lambda *_args: None)
-    to.setattr(quality_cli, "compare", lambda *_args: ([replace(hostile(quality_cli.Line), reading="drifted")], [1], [1]))
+    to.setattr(contract_cli, "keep_quality", lambda *_args: None)
+    to.setattr(contract_cli, "read_quality", lambda *_args: None)
+    to.setattr(contract_cli, "compare", lambda *_args: ([replace(hostile(contract_cli.Line), reading="drifted")], [1], [1]))
     return ["contract", "quality", "probe", "-c", str(folder / "core.toml")]
 
 
@@ -352,8 +352,8 @@ def policy_diff(folder: Path, _: pytest.MonkeyPatch) -> list[str]:
 
 def policy_push(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     rule = SimpleNamespace(id=TEXT, action=TEXT)
-    to.setattr(edge_cli, "edge_rules", lambda *_args: {TEXT: [rule]})
-    to.setattr(edge_cli, "edge_inspectors", lambda *_args: {TEXT: [SimpleNamespace(use=TEXT)]})
+    to.setattr(policy_lake_cli, "edge_rules", lambda *_args: {TEXT: [rule]})
+    to.setattr(policy_lake_cli, "edge_inspectors", lambda *_args: {TEXT: [SimpleNamespace(use=TEXT)]})
     return ["policy", "push", "--dry-run"]
 
 
@@ -364,16 +364,16 @@ def policy_import(folder: Path, _: pytest.MonkeyPatch) -> list[str]:
 
 
 def policy_preview(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
-    to.setattr(look_cli, "made_preview", lambda *_args: _preview())
-    to.setattr(look_cli, "row_count", lambda *_args: 2)
+    to.setattr(policy_cli, "made_preview", lambda *_args: _preview())
+    to.setattr(policy_cli, "row_count", lambda *_args: 2)
     return ["policy", "preview", _policy(folder)]
 
 
 def policy_explain(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     row = pa.table({"tags": [[TEXT.replace("\ud800", "")]], "tag_rules": [[TEXT]]})
-    to.setattr(look_cli, "sample_row", lambda *_args: row)
-    to.setattr(look_cli, "explain", lambda *_args: (hostile(Explained),))
-    to.setattr(look_cli, "StoredInspector", lambda *_args: SimpleNamespace(fill=lambda found: found))
+    to.setattr(policy_cli, "sample_row", lambda *_args: row)
+    to.setattr(policy_cli, "explain", lambda *_args: (hostile(Explained),))
+    to.setattr(policy_cli, "StoredInspector", lambda *_args: SimpleNamespace(fill=lambda found: found))
     return ["policy", "explain", "car-1/1/1", "-s", "vehicle_telemetry"]
 
 

@@ -7,7 +7,7 @@ import pytest
 from catchment.runtime.zeek_header import ZeekHeader
 from edge_agent.sources.api import Rejects
 from edge_agent.sources.rows.tables import TablePosition, ZeekReader
-from pipelines.contracts.head_rows import read_zeek
+from pipelines.contracts.draft_types import read_zeek
 
 HEAD = "#separator \\x09\n#set_separator\t,\n#empty_field\t(empty)\n#unset_field\t-\n#path\tconn\n"
 LABELLED = (

@@ -21,7 +21,7 @@ from edge_agent.sources.api import SampleBatch
 from pipelines.contracts.registry import ContractSet
 from pipelines.inspect.columns import inspected, step_columns
 from pipelines.inspect.image import image_facts
-from pipelines.inspect.text import count_patterns
+from pipelines.inspect.run import count_patterns
 from pipelines.policy.documents import parse_policy
 from pipelines.policy.edge import edge_inspectors, edge_rules
 from schemas.contract import Column, ColumnType, Contract, builtin_contract

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pipelines.bridge.reader import Partition
+from pipelines.bridge.landing_writer import Partition
 from pipelines.errors import ConfigError
 from tests.pipelines.bridge.conftest import BridgeProcess, Device
 from tests.plant.present import present

@@ -7,9 +7,8 @@ import pytest
 
 from catchment.runtime.clock import SystemClock
 from pipelines.bridge.bridge import run_bridge
-from pipelines.bridge.inbox import Done, Inbox
 from pipelines.bridge.segment import read_segment
-from pipelines.bridge.subscriber import Subscriber
+from pipelines.bridge.subscriber import Done, Inbox, Subscriber
 from pipelines.config import BridgeConfig, BrokerConfig, CoreConfig
 from tests.pipelines.bridge.conftest import Device
 from tests.plant.broker import RunningBroker

@@ -17,11 +17,11 @@ from pipelines.config import CoreConfig
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.ingest import backfill as module
 from pipelines.ingest.backfill import backfill, segments_of
+from pipelines.lake.commit import live_sizes, swap_files
 from pipelines.lake.compact import compact_all
 from pipelines.lake.files import write_table_file
 from pipelines.lake.lake import lake_at
 from pipelines.lake.rollup import read_rollup, roll_up_all
-from pipelines.lake.swap import live_sizes, swap_files
 from pipelines.maintenance.maintain import maintain
 from pipelines.maintenance.vacuum import Keep, Vacuum
 from pipelines.runners.engine import Engine

@@ -22,11 +22,10 @@ from pipelines.config import ChipsConfig, CoreConfig, RunConfig
 from pipelines.contracts.odcs import to_odcs
 from pipelines.imaging import work
 from pipelines.imaging.store import ChipPlace, SlideRef
-from pipelines.ingest.chips.commit import commit_tables
-from pipelines.ingest.chips.loop import ChipLoop, ChipThread
+from pipelines.ingest.chips.loop import ChipLoop, ChipThread, commit_tables
 from pipelines.ingest.chips.requests import open_requests, read_cut_plan, read_last_cut
 from pipelines.ingest.loop import NoReceipts, RunLoop
-from pipelines.ingest.replay import Request, write_request
+from pipelines.ingest.quarantine import Request, write_request
 from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload
 from pipelines.runners.engine import Engine

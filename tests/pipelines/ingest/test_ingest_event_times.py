@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from pipelines.commands.quarantine import quarantine_app
 from pipelines.ingest.decode import NEVER_SET, ClockNote, DecodeError, Rows, correct_times
-from pipelines.ingest.replay import Request, write_request
+from pipelines.ingest.quarantine import Request, write_request
 from pipelines.lake.lake import lake_at
 from pipelines.lake.quarantined import Where, heads
 from schemas.contract import builtin_contract

@@ -14,9 +14,8 @@ import pytest
 
 from pipelines.config import CoreConfig, RunConfig
 from pipelines.errors import ConfigError, FaultError, RetryLaterError
-from pipelines.ingest.loop import RunLoop
+from pipelines.ingest.loop import RuleBook, RunLoop
 from pipelines.ingest.loop_process import MAX_FAULTS, MAX_TRIES, RetryBudget
-from pipelines.ingest.rules import RuleBook
 from pipelines.ingest.run import admit_plan, works
 from pipelines.ingest.tabulate import write_group
 from pipelines.ingest.work import Limits

@@ -10,12 +10,10 @@ from hypothesis import strategies as st
 from pipelines.bridge.rows import LandingRow
 from pipelines.ingest import run
 from pipelines.ingest.admit import Bounds
-from pipelines.ingest.replay import Request, write_request
-from pipelines.lake.books import Counts, EpochKey
-from pipelines.lake.gaps import gaps
+from pipelines.ingest.quarantine import Request, write_request
+from pipelines.lake.books import Counts, EpochKey, floors_of
 from pipelines.lake.lake import lake_at
-from pipelines.lake.ledger import Ledger
-from pipelines.lake.ledger_books import floors_of
+from pipelines.lake.ledger import Ledger, gaps
 from pipelines.lake.ledger_files import read_ledger, write_ledger
 from pipelines.status.health import assess
 from pipelines.status.survey import survey

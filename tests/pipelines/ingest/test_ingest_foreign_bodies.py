@@ -13,7 +13,7 @@ from deltalake import DeltaTable
 from pipelines.contracts.check import conform
 from pipelines.contracts.json_rows import JsonBodyError, rows_from_json
 from pipelines.ingest.decode import DecodeError, arrow_rows, plain_body
-from pipelines.ingest.replay import Request, write_request
+from pipelines.ingest.quarantine import Request, write_request
 from pipelines.ingest.work import Limits
 from pipelines.lake.lake import lake_at
 from schemas.contract import Column, ColumnType
@@ -129,7 +129,7 @@ def test_what_is_refused_is_written_before_it_fills_the_memory_and_is_replayed_f
     core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.ingest.loop.Limits", partial(Limits, flush_bytes=20_000))
-    monkeypatch.setattr("pipelines.ingest.replay.MAX_BYTES", 50_000)
+    monkeypatch.setattr("pipelines.ingest.quarantine.MAX_BYTES", 50_000)
     body = json.dumps([{"speed_mps": 1, "vin": "x" * 9_000}] * 3).encode()
     core.landing.seal([envelope(3 * n, 3, device=f"car-{n}", content_type=JSON, body=body) for n in range(6)])
     loop = core.run()

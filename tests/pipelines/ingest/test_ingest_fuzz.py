@@ -14,8 +14,8 @@ import pytest
 import zstandard
 
 from catchment.runtime.clock import SystemClock
+from pipelines.bridge.landing_writer import Partition, Reader
 from pipelines.bridge.parts import Part
-from pipelines.bridge.reader import Partition, Reader
 from pipelines.bridge.rows import KIND_REFUSED, BrokerMessage, LandingRow, Numberer
 from pipelines.config import CoreConfig
 from pipelines.ingest.graph import worker_pool

@@ -11,15 +11,13 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipelines.commands.site import LakeSite
+from pipelines.commands.policy_lake import LakeSite
 from pipelines.inspect.columns import steps_of
 from pipelines.inspect.stored import StoredInspector
 from pipelines.lake.lake import lake_at
-from pipelines.policy.active import apply_policy
-from pipelines.policy.documents import load_policy
+from pipelines.policy.documents import apply_policy, load_policy
 from pipelines.policy.engine import Tagger
-from pipelines.policy.retag import retag_stream
-from pipelines.policy.tag_file import RuleTagger
+from pipelines.policy.retag import RuleTagger, retag_stream
 from tests.plant.core import Core
 
 POLICY = """

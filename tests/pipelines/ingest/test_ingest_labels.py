@@ -16,8 +16,7 @@ from pipelines.errors import ExpressionError
 from pipelines.expressions.expression import compile_expression
 from pipelines.expressions.render import render
 from pipelines.ingest.backfill import backfill, segments_of
-from pipelines.ingest.plan import Pins, encode_pins
-from pipelines.ingest.plan_files import read_pins, read_plan
+from pipelines.ingest.plan import Pins, encode_pins, read_pins, read_plan
 from pipelines.labels.rule_columns import LabelColumns, LabelPin, pin_labels
 from pipelines.labels.table import SCHEMA, append_labels, read_labels
 from pipelines.lake.lake import lake_at

@@ -7,8 +7,7 @@ import pytest
 from deltalake import DeltaTable, TableFeatures, write_deltalake
 
 from catchment.runtime.clock import SystemClock
-from pipelines.bridge.landing import Landing
-from pipelines.bridge.ship import resume_number
+from pipelines.bridge.landing import Landing, resume_number
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.compact import compact_table
 from pipelines.lake.lake import lake_at

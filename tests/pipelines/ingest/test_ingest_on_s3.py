@@ -16,8 +16,7 @@ from pipelines.bridge.rows import LandingRow
 from pipelines.config import CoreConfig, RemoteConfig
 from pipelines.errors import ConfigError, ConflictError, RefusedError, RetryLaterError
 from pipelines.ingest.loop import RunLoop, load_state, only_loop
-from pipelines.ingest.plan import make_plan
-from pipelines.ingest.plan_files import find_segments, write_plan
+from pipelines.ingest.plan import find_segments, make_plan, write_plan
 from pipelines.lake.lake import lake_at
 from pipelines.lake.remote import Remote, bind, remote_of
 from pipelines.lake.table import open_table
@@ -75,7 +74,7 @@ class RemoteCore:
         """What a reader of payloads would do."""
         import obstore
 
-        from pipelines.lake.storage import store
+        from pipelines.lake.remote import store
 
         for page in obstore.list(store(self.remote.config), "payload/"):
             for one in page:

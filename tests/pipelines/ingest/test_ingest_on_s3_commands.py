@@ -17,13 +17,13 @@ from typer.testing import CliRunner
 
 from catchment.runtime.clock import SystemClock
 from pipelines import heartbeat
-from pipelines.bridge.ship import RemoteLanding
+from pipelines.bridge.landing import RemoteLanding
 from pipelines.commands.root import app
 from pipelines.config import RunConfig
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.heartbeat import Heartbeats, ProcessHealth
 from pipelines.ingest.loop import load_state
-from pipelines.ingest.replay import DISCARD, Request, look_again, open_requests, write_request
+from pipelines.ingest.quarantine import DISCARD, Request, look_again, open_requests, write_request
 from pipelines.lake.books import EpochKey
 from pipelines.lake.compact import compact_all
 from pipelines.lake.lake import lake_at
@@ -33,7 +33,7 @@ from pipelines.lake.remote import bind
 from pipelines.lake.rollup import roll_up_all
 from pipelines.maintenance.maintain import only_maintenance
 from pipelines.maintenance.vacuum import Keep, Vacuum
-from pipelines.policy.active import active_policies, newest_number
+from pipelines.policy.documents import active_policies, newest_number
 from pipelines.policy.edge import numbered_policy
 from pipelines.status.health import assess
 from pipelines.status.survey import survey

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from pipelines.bridge.rows import LandingRow
 from pipelines.ingest.admit import DropReport, Head, admit
 from pipelines.lake.books import EpochKey
-from pipelines.lake.gaps import gaps
-from pipelines.lake.ledger import Ledger
+from pipelines.lake.ledger import Ledger, gaps
 from schemas.ranges import Ranges
 from schemas.reported import DroppedRange, EpochReport, Reported, encode_reported
 from tests.plant.core import Core, MakeEnvelope

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from pipelines.ingest.plan_files import read_pins, read_plan
+from pipelines.ingest.plan import read_pins, read_plan
 from pipelines.lake.lake import lake_at
-from pipelines.policy.active import apply_policy, withdraw_policy
+from pipelines.policy.documents import apply_policy, withdraw_policy
 from schemas.policy import Policy, Rule
 from tests.plant.core import Core
 from tests.plant.present import present

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.bridge.rows import LandingRow
-from pipelines.ingest.replay import Request, write_request
+from pipelines.ingest.quarantine import Request, write_request
 from pipelines.lake.books import Counts
 from pipelines.lake.lake import lake_at
 from pipelines.lake.ledger import Ledger

@@ -14,7 +14,7 @@ from pipelines.commands.quarantine import quarantine_app
 from pipelines.config import CoreConfig
 from pipelines.contracts.odcs import to_odcs
 from pipelines.ingest.loop import load_state, only_loop
-from pipelines.ingest.replay import Request, write_request
+from pipelines.ingest.quarantine import Request, write_request
 from pipelines.lake.books import Counts
 from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import books_path

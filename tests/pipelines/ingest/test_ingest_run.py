@@ -208,7 +208,7 @@ def test_a_newer_contract_version_adds_its_columns(core: Core, envelope: MakeEnv
     import msgspec
 
     from pipelines.ingest.plan import Pins
-    from pipelines.ingest.publish import stream_shape
+    from pipelines.ingest.run import stream_shape
     from pipelines.lake.table import ensure_table
     from schemas.contract import Column, ColumnType, PiiClass, builtin_contract
 

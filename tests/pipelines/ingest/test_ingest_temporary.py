@@ -15,7 +15,7 @@ import pytest
 from pipelines.errors import RefusedError, RetryLaterError
 from pipelines.lake.commit import committed_run
 from pipelines.lake.lake import lake_at
-from pipelines.lake.scratch import FOLDER, abandoned, scratch
+from pipelines.lake.workplace import SCRATCH_FOLDER, abandoned, scratch
 from pipelines.runners.engine import Engine
 from pipelines.runners.run import run_pipeline
 from tests.plant.broker import RunningBroker
@@ -70,14 +70,14 @@ def live_and_die(core: Core, envelope: MakeEnvelope, place: tuple[Path, Path], *
         wait_for(core, 1, process)
         process.kill()
         process.wait()
-    assert left(core.root / FOLDER) != []
+    assert left(core.root / SCRATCH_FOLDER) != []
     with looping(core, config, temporary, *engine) as process:
         for run in range(2, 7):
             core.landing.seal([envelope(run * 10, 10)])
             wait_for(core, run, process)
         end(process)
     assert left(temporary) == []
-    assert left(core.root / FOLDER) == []
+    assert left(core.root / SCRATCH_FOLDER) == []
 
 
 @pytest.mark.broker
@@ -100,19 +100,19 @@ def test_loops_with_dask_workers_leave_no_temporary_file_either(
 
 def test_what_a_killed_process_left_goes_with_the_next_start_and_what_a_live_one_uses_stays(tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys, tempfile; from pathlib import Path; from pipelines.lake.scratch import scratch\n"
+        "import os, signal, sys, tempfile; from pathlib import Path; from pipelines.lake.workplace import scratch\n"
         "with scratch(Path(sys.argv[1]), 'run'):\n"
         "    tempfile.mkdtemp(); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     killed = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
     assert killed.returncode == -signal.SIGKILL
-    (dead,) = (tmp_path / FOLDER).iterdir()
+    (dead,) = (tmp_path / SCRATCH_FOLDER).iterdir()
     before = tempfile.gettempdir(), os.environ.get("TMPDIR")
     with scratch(tmp_path, "run") as folder:
         assert not dead.exists()
         assert Path(tempfile.mkdtemp()).parent == folder == Path(os.environ["TMPDIR"])
         assert list(abandoned(tmp_path)) == []
-    assert not (tmp_path / FOLDER).exists()
+    assert not (tmp_path / SCRATCH_FOLDER).exists()
     assert (tempfile.gettempdir(), os.environ.get("TMPDIR")) == before
 
 

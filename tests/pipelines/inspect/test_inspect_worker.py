@@ -14,8 +14,8 @@ import pyarrow as pa
 import pytest
 
 from pipelines.errors import InterruptedInspectionError, RefusedError, UninspectableError
+from pipelines.inspect.code import MAX_KILLS, UserWorker
 from pipelines.inspect.run import inspect_rows
-from pipelines.inspect.worker import MAX_KILLS, UserWorker
 from pipelines.lake.lake import lake_at
 from schemas.contract import ColumnType
 from schemas.policy import InspectStep
@@ -175,7 +175,7 @@ def test_one_that_ended_between_two_samples_costs_neither(start: Start) -> None:
 
 ORPHAN = """
 import sys, threading, time
-from pipelines.inspect.worker import UserWorker
+from pipelines.inspect.code import UserWorker
 worker = UserWorker("mine", sys.argv[1], "slow", {}, 600_000, 512)
 threading.Thread(target=worker.ask, args=(b"slow", {}), daemon=True).start()
 while worker._worker is None or worker._worker.pid is None:

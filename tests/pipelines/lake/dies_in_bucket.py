@@ -22,8 +22,7 @@ from pipelines.lake.rollup import roll_up_all
 from pipelines.maintenance.maintain import only_maintenance
 from pipelines.maintenance.vacuum import Keep, Vacuum
 from pipelines.policy.engine import Tagger
-from pipelines.policy.retag import retag_stream
-from pipelines.policy.tag_file import RuleTagger
+from pipelines.policy.retag import RuleTagger, retag_stream
 from schemas.contract import builtin_contract
 from schemas.policy import Policy, Rule
 

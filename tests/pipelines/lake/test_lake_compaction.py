@@ -12,12 +12,12 @@ import pytest
 from deltalake import DeltaTable
 
 from pipelines.errors import ConflictError
+from pipelines.lake.commit import swap_files
 from pipelines.lake.compact import compact_all, compact_table
 from pipelines.lake.compact_plan import Small, bins, name_of
 from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload
 from pipelines.lake.quarantined import Where, heads
-from pipelines.lake.swap import swap_files
 from tests.plant.core import Core, MakeEnvelope, MakeFrames
 
 TELEMETRY, FRAMES = "streams/vehicle_telemetry", "streams/camera_frame"
@@ -99,7 +99,7 @@ def test_runs_and_replays_go_on_after_a_compaction(lake: Core, envelope: MakeEnv
 
 
 def test_rows_that_were_let_go_of_leave_the_quarantine_for_good(lake: Core) -> None:
-    from pipelines.ingest.replay import Request, write_request
+    from pipelines.ingest.quarantine import Request, write_request
 
     ids = heads(lake_at(lake.root), Where()).column("id").to_pylist()
     write_request(lake_at(lake.root), Request("discard", tuple(ids[:4]), 1))
@@ -140,9 +140,9 @@ def test_a_compaction_that_another_rewrite_overtook_changes_nothing(lake: Core, 
 def test_a_swap_gives_up_where_others_always_win(lake: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     from deltalake.exceptions import CommitFailedError
 
-    from pipelines.lake import swap
+    from pipelines.lake import commit
 
-    monkeypatch.setattr(swap, "ATTEMPTS", 2)
+    monkeypatch.setattr(commit, "SWAP_ATTEMPTS", 2)
 
     def refuse(*_arguments: Any, **_named: Any) -> None:
         raise CommitFailedError("concurrent")

@@ -13,12 +13,10 @@ from hypothesis import strategies as st
 
 from pipelines.errors import CorruptLakeError
 from pipelines.ingest.receipts import receipts_of
-from pipelines.lake.books import BooksKey, Counts, EpochKey
-from pipelines.lake.gaps import gaps
+from pipelines.lake.books import BOOKS_SCHEMA, BooksKey, Counts, EpochKey
 from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import RUNS, books_path, ledger_path
-from pipelines.lake.ledger import KEPT_LEDGERS, Ledger
-from pipelines.lake.ledger_books import BOOKS_SCHEMA
+from pipelines.lake.ledger import KEPT_LEDGERS, Ledger, gaps
 from pipelines.lake.ledger_files import ledger_bases, prune_ledgers, read_ledger, write_ledger
 from pipelines.lake.ledger_rows import SETTLED_SCHEMA
 from pipelines.maintenance import vacuum

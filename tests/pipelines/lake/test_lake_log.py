@@ -12,16 +12,13 @@ from deltalake import DeltaTable, write_deltalake
 
 from pipelines.config import load_core_config
 from pipelines.errors import ConfigError, CorruptLakeError
-from pipelines.ingest.plan_files import read_plan
-from pipelines.lake import slim_checkpoint
-from pipelines.lake.commit import commit_once
+from pipelines.ingest.plan import read_plan
+from pipelines.lake import delta_log
+from pipelines.lake.commit import commit_once, live_sizes
 from pipelines.lake.compact import compact_all
-from pipelines.lake.delta_log import DeltaLogFile, LogKind, log_files
+from pipelines.lake.delta_log import DeltaLogFile, KeepLog, LogKind, first_kept, log_files, read_removed, superfluous
 from pipelines.lake.files import write_table_file
 from pipelines.lake.lake import lake_at
-from pipelines.lake.log_plan import KeepLog, first_kept, superfluous
-from pipelines.lake.removed import read_removed
-from pipelines.lake.swap import live_sizes
 from pipelines.maintenance.archive import archive_runs, archived_run
 from pipelines.maintenance.log_trim import trim_log, trim_logs
 from pipelines.maintenance.maintain import maintain
@@ -123,7 +120,7 @@ def test_a_checkpoint_by_which_the_table_reads_otherwise_is_taken_away_and_nothi
 ) -> None:
     fill(tmp_path, "streams/x", range(1, 31))
     before = {file.name for file in log_files(lake_at(tmp_path), "streams/x")}
-    monkeypatch.setattr(slim_checkpoint, "_live_at", lambda *_: frozenset())
+    monkeypatch.setattr(delta_log, "_live_at", lambda *_: frozenset())
     with pytest.raises(CorruptLakeError, match="reads otherwise"):
         trim_log(lake_at(tmp_path), "streams/x", KeepLog(0, 1, 0), time.time() + 1)
     assert {file.name for file in log_files(lake_at(tmp_path), "streams/x")} == before

@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable
 
-from pipelines.lake.delta_log import LogKind, log_files
+from pipelines.lake.delta_log import LogKind, log_files, read_removed
 from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload
-from pipelines.lake.removed import read_removed
 from pipelines.lake.rollup import read_rollup
 from pipelines.maintenance.archive import archived_run
 from pipelines.maintenance.maintain import maintain

@@ -18,8 +18,7 @@ from pipelines.config import RunConfig
 from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import SETS
 from pipelines.lake.payload import read_payload
-from pipelines.lake.remote import Remote, bind
-from pipelines.lake.storage import store
+from pipelines.lake.remote import Remote, bind, store
 from pipelines.training.build import BuildOptions, build_set
 from tests.fakes.inventory import every_file, referenced
 from tests.fakes.s3_server import S3

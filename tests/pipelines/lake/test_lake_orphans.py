@@ -18,7 +18,7 @@ import tifffile
 from deltalake import DeltaTable
 
 from pipelines.bridge.rows import LandingRow
-from pipelines.lake.alone import held_alone
+from pipelines.lake.claims import held_alone
 from pipelines.lake.compact import compact_all
 from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import retag_lock_path

@@ -31,8 +31,7 @@ from pipelines.maintenance.vacuum import Keep
 from pipelines.policy.contact_sheet import Sheet
 from pipelines.policy.engine import Tagger
 from pipelines.policy.preview import Preview
-from pipelines.policy.retag import retag_stream
-from pipelines.policy.tag_file import RuleTagger
+from pipelines.policy.retag import RuleTagger, retag_stream
 from pipelines.quality.store import keep_quality, read_quality
 from schemas.contract import Column, ColumnType, Contract, PiiClass
 from schemas.policy import Policy, Rule

@@ -23,9 +23,8 @@ from pipelines.lake.payload import read_payload, write_payload_shard
 from pipelines.lake.quarantined import Where, heads, open_rows
 from pipelines.lake.reference import referred_path
 from pipelines.lake.table import open_table
-from pipelines.policy.committed import blocks, sample_row
 from pipelines.policy.contact_sheet import Sheet
-from pipelines.policy.preview import ExampleRow
+from pipelines.policy.preview import ExampleRow, blocks, sample_row
 from pipelines.training.build import BuildOptions, build_set
 from pipelines.training.catalogue import list_sets
 from pipelines.training.open import open_set

@@ -11,11 +11,10 @@ from deltalake import DeltaTable
 
 from pipelines.contracts.odcs import to_odcs
 from pipelines.errors import ConfigError, CorruptLakeError
-from pipelines.lake import table_states
+from pipelines.lake import table
 from pipelines.lake.lake import Lake, lake_at
 from pipelines.lake.layout import table_states_path
-from pipelines.lake.table import open_table
-from pipelines.lake.table_states import TableState, TableStates
+from pipelines.lake.table import TableState, TableStates, open_table
 from schemas.contract import Column, ColumnType, Contract
 from tests.faults.deaths import Deaths
 from tests.plant.core import Core, MakeEnvelope
@@ -39,7 +38,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(name)
         return open_table(root, name)
 
-    monkeypatch.setattr(table_states, "open_table", watched)
+    monkeypatch.setattr(table, "open_table", watched)
     return found
 
 

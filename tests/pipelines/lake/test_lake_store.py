@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from pipelines.errors import BadReferenceError, ConflictError
 from pipelines.lake.bucket_store import LOOKS_PER_LISTING, BucketStore
-from pipelines.lake.lake import Lake
+from pipelines.lake.lake import Lake, poll_again, polled
 from pipelines.lake.layout import OBJECTS
-from pipelines.lake.polling import poll_again, polled
 from pipelines.lake.remote import Remote
 from pipelines.lake.store import NEW, LocalStore, Store
 from tests.fakes.memory_store import MemoryStore

@@ -22,7 +22,7 @@ KEEPERS = {
     "pipelines/imaging/work.py",  # a run cuts the chips of its own slides
     "pipelines/ingest/backfill.py",  # a backfill replaces rows
     "pipelines/ingest/chips/loop.py",  # a cut fetches the slides that it names
-    "pipelines/ingest/chips/slides.py",  # a cut looks up its slides, and which of them have chips
+    "pipelines/ingest/chips/requests.py",  # a cut looks up its slides, and which of them have chips
     "pipelines/ingest/tabulate.py",  # a run looks at the objects that came with its rows
     "pipelines/inspect/stored.py",  # a run inspects objects that came with its rows
     "pipelines/maintenance/archive.py",

@@ -12,15 +12,17 @@ from typer.testing import CliRunner
 from pipelines.commands.policy import policy_app
 from pipelines.errors import ConflictError, CorruptLakeError, NotFoundError, PipelineError, RefusedError
 from pipelines.lake.lake import lake_at
-from pipelines.policy.active import (
+from pipelines.policy.documents import (
     active_policies,
     apply_policy,
+    difference,
     history,
+    load_policy,
     policies_in_force,
     read_document,
+    to_yaml,
     withdraw_policy,
 )
-from pipelines.policy.documents import difference, load_policy, to_yaml
 from schemas.policy import Policy, Rule
 
 EXAMPLES = Path(__file__).parents[3] / "deploy" / "policies"

@@ -18,8 +18,7 @@ from pipelines.contracts.registry import ContractSet
 from pipelines.director import parse_key, write_key
 from pipelines.errors import ExpressionError, NotFoundError, RefusedError
 from pipelines.lake.lake import lake_at
-from pipelines.policy.active import active_policies, apply_policy
-from pipelines.policy.documents import parse_policy
+from pipelines.policy.documents import active_policies, apply_policy, parse_policy
 from pipelines.policy.edge import edge_rules, numbered_policy
 from schemas.edge_policy import EdgeAction, decode_edge_policy, decode_signed_edge_policy
 from schemas.reported import Reported, encode_reported

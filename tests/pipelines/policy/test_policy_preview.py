@@ -11,9 +11,8 @@ import pyvips
 from deltalake import DeltaTable, write_deltalake
 from typer.testing import CliRunner
 
-from pipelines.commands.policy import policy_app
-from pipelines.commands.policy_look import made_preview
-from pipelines.commands.site import LakeSite
+from pipelines.commands.policy import made_preview, policy_app
+from pipelines.commands.policy_lake import LakeSite
 from pipelines.contracts.arrow import table_schema
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import NotFoundError, RefusedError
@@ -22,12 +21,10 @@ from pipelines.expressions.render import render
 from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import write_payload_shard
 from pipelines.policy import guard
-from pipelines.policy.active import apply_policy
-from pipelines.policy.committed import blocks, sample_row
-from pipelines.policy.documents import to_yaml
+from pipelines.policy.documents import apply_policy, to_yaml
 from pipelines.policy.engine import Tagger
 from pipelines.policy.explain import RuleResult, explain
-from pipelines.policy.preview import Preview
+from pipelines.policy.preview import Preview, blocks, sample_row
 from pipelines.policy.trial import try_policy
 from schemas.contract import builtin_contract
 from schemas.policy import Example, Policy, Rule

@@ -17,15 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
+from pipelines.lake.delta_log import KeepLog
 from pipelines.lake.files import write_table_file
 from pipelines.lake.lake import lake_at
-from pipelines.lake.log_plan import KeepLog
 from pipelines.lake.splice import splice_columns
 from pipelines.lake.thrift_compact import ThriftError, decode_struct, encode_struct
 from pipelines.maintenance.log_trim import trim_log
 from pipelines.policy.engine import Tagger
-from pipelines.policy.retag import retag_stream, undo_retag
-from pipelines.policy.tag_file import RuleTagger
+from pipelines.policy.retag import RuleTagger, retag_stream, undo_retag
 from schemas.contract import builtin_contract
 from schemas.policy import Policy, Rule
 
@@ -174,7 +173,7 @@ from pathlib import Path
 from pipelines.lake.lake import lake_at
 from pipelines.policy.engine import Tagger
 from pipelines.policy.retag import retag_stream
-from pipelines.policy.tag_file import RuleTagger
+from pipelines.policy.retag import RuleTagger
 from pipelines.maintenance.log_trim import trim_log
 from schemas.contract import builtin_contract
 from schemas.policy import Policy, Rule

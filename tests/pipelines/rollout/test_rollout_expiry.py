@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import RefusedError
-from pipelines.rollout.ceremony import check_draft, draft_root, install_root, read_draft, sign_draft
-from pipelines.rollout.expiry import RoleExpiry, expiry_warnings
 from pipelines.rollout.keys import PASSPHRASE, load_signer, new_key
+from pipelines.rollout.repository import RoleExpiry, expiry_warnings
+from pipelines.rollout.role_files import check_draft, draft_root, install_root, read_draft, sign_draft
 from tests.fakes import model_repository as fake
 from tests.fakes.run_core import RunCore
 

@@ -18,7 +18,7 @@ from pipelines.heartbeat import FOLDER, Heartbeat, Heartbeats, ProcessHealth, re
 from pipelines.ingest.fault_breaker import FaultStreak, keep_faults
 from pipelines.inspect.suspended import SuspensionBook
 from pipelines.lake.lake import lake_at
-from pipelines.policy.active import apply_policy, withdraw_policy
+from pipelines.policy.documents import apply_policy, withdraw_policy
 from pipelines.status.health import assess
 from pipelines.status.server import exposition, serving
 from pipelines.status.survey import Survey, survey

@@ -8,10 +8,15 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pyarrow as pa
-from deltalake import write_deltalake
+import pytest
+from deltalake import DeltaTable, write_deltalake
+from typer.testing import CliRunner
 
+from pipelines.commands.label import label_app
+from pipelines.commands.training_set import set_app
 from pipelines.lake.lake import lake_at
 from pipelines.training.build import BuildOptions, build_set
+from pipelines.training.card_pictures import Shape, draw_shape
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -72,3 +77,73 @@ def test_what_came_from_outside_is_escaped_and_the_drawings_are_well_formed(tmp_
     assert drawings
     for drawing in drawings:
         ET.fromstring(drawing.replace("role=img", ""))
+
+
+def with_boxes(root: Path) -> None:
+    table = DeltaTable(root / "streams/camera_frame").to_pyarrow_table()
+    boxes = pa.array([[{"x": 2.0, "y": 3.0, "width": 8.0, "height": 5.0, "label": HOSTILE}]] * len(table))
+    write_deltalake(root / "streams/camera_frame", table.append_column("boxes", boxes), mode="overwrite", schema_mode="overwrite")
+
+
+def test_boxes_of_a_column_lie_over_their_pictures_in_source_pixels(lake: Path) -> None:
+    with_boxes(lake)
+    card = card_of(lake)
+    assert card.count('<rect class="s0" x="2.0" y="3.0" width="8.0" height="5.0">') > 20
+    assert '<svg viewBox="0 0 32 24"' in card
+    assert HOSTILE not in card
+
+
+@pytest.mark.parametrize(
+    ("shape", "drawn"),
+    [
+        (Shape("box", (1.0, 2.0, 3.0, 4.0), "a"), '<rect class="s0" x="1.0" y="2.0" width="3.0" height="4.0">'),
+        (Shape("polygon", (0.0, 0.0, 5.0, 0.0, 5.0, 5.0), "a"), '<polygon class="s0" points="0.0,0.0 5.0,0.0 5.0,5.0">'),
+        (Shape("polyline", (0.0, 0.0, 5.0, 1.0), "a"), '<polyline class="s0" points="0.0,0.0 5.0,1.0">'),
+        (Shape("points", (4.0, 4.0), "a"), '<circle class="s0" cx="4.0" cy="4.0"'),
+        (Shape("mask", (2.0, 3.0, 2.0, 2.0, 2.0), "a"), '<path class="s0" d="M1 0H2V1H1ZM1 1H2V2H1Z">'),
+    ],
+)
+def test_each_kind_of_shape_is_drawn(shape: Shape, drawn: str) -> None:
+    assert drawn in draw_shape(shape, 0, 60, 60)
+
+
+@pytest.mark.parametrize("numbers", [(), (1.0, float("nan"), 2.0, 3.0), (1.0, 2.0)])
+def test_a_box_whose_numbers_are_none_is_not_drawn_as_a_box(numbers: tuple[float, ...]) -> None:
+    assert "<rect" not in draw_shape(Shape("box", numbers, "a"), 0, 60, 60)
+
+
+def test_labels_of_the_sets_task_are_drawn_and_their_agreement_told(lake: Path, tmp_path: Path) -> None:
+    one = tmp_path / "ann.csv"
+    one.write_text(
+        "sample,kind,value,geometry\ncamera_frame/cam-1/5/3,polygon,dent,1 1 9 1 9 9\ncamera_frame/cam-1/5/3,class,bad,\n"
+    )
+    two = tmp_path / "bob.csv"
+    two.write_text("sample,kind,value\ncamera_frame/cam-1/5/3,class,bad\n")
+    for path, author in ((one, "ann"), (two, "bob")):
+        words = ["import", str(path), "--task", "state", "--from", "camera_frame", "--as", "csv", "--author", author]
+        done = CliRunner().invoke(label_app, [*words, "--lake", str(lake)], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        "id: frames\nsources: [{stream: camera_frame, where: device = 'cam-1'}]\n"
+        "label: {task: state, name: state, unlabelled: keep, other: keep}\nsplit: {shares: {train: 1}}\n"
+    )
+    done = CliRunner().invoke(set_app, ["build", str(spec), "--lake", str(lake)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    card = (lake / "sets/frames/1/card.html").read_text()
+    assert 'points="1.0,1.0 9.0,1.0 9.0,9.0"' in card
+    assert "1 samples have a class in task <b>state</b>, 1 by several people" in card
+    assert "came from <b>labels/state</b>, as it was at Delta version" in card
+
+
+def test_leaks_stand_on_the_card_and_none_is_said_too(lake: Path, tmp_path: Path) -> None:
+    assert "No leak found" in card_of(numbers_lake(tmp_path / "other"), group=("device",))
+    leaking = card_of(lake, group=("seq",))
+    assert "Splits know of each other." in leaking
+    assert "neighbour within 2 s" in leaking
+
+
+def test_the_page_fits_a_phone_and_a_dark_room(lake: Path) -> None:
+    card = card_of(lake)
+    assert "width=device-width" in card
+    assert "prefers-color-scheme:dark" in card

@@ -1,10 +1,16 @@
-"""The claims on a remote lake: one run loop at a time, wherever it runs, and one that rewrites or deletes files.
+"""Claims that one holder has at a time: of a file on this machine, and of a name in a remote lake.
 
-The claim is one object that its holder replaces again and again. Nobody compares clocks: whoever finds a claim watches it
-for as long as a holder may be silent, and takes it over only if it has not changed meanwhile. A holder that was merely
-slow finds at its next heartbeat that it lost, and stops; until then the conditional puts of plan and commit keep rows single.
+A claim on a remote lake is one object that its holder replaces again and again. Nobody compares clocks: a process that finds
+a claim watches it for as long as a holder may be silent, and takes it over only if it has not changed meanwhile. A holder
+that was merely slow finds at its next heartbeat that it lost, and stops; until then the conditional puts of plan and commit
+keep rows single.
 """
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from threading import Event, Thread
 from typing import Self
 
@@ -14,11 +20,38 @@ import structlog
 from pipelines.errors import ConflictError, RefusedError, RetryLaterError
 from pipelines.lake.store import Store
 
+log = structlog.get_logger(__name__)
+
 LOOP_NAME = "runs/loop.claim"
 MAINTENANCE_NAME = "runs/upkeep.claim"
 BEATS_PER_TERM = 4
 
-log = structlog.get_logger(__name__)
+
+@contextmanager
+def held_alone(path: Path, *, is_made: bool = True) -> Iterator[bool]:
+    """Try to hold a file; whether it is held.
+
+    Args:
+        path: the file; it stays.
+        is_made: make it if need be; if not, nobody holds a file that is not there.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    if not is_made and not path.exists():
+        yield True
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
 
 
 class LeaseRecord(msgspec.Struct, frozen=True):
