@@ -320,7 +320,7 @@ class SourcePump:
             priority=highest,
             source=self._config.name,
             position=last_position((*self._passed, batch)),
-            waits_for_room=self._config.when_full == "block",
+            waits_for_room=self._config.waits_for_room,
             left_out=tuple(left_out.items()),
         )
         # What was skipped lies before this batch: its position, and what it left out, cover both.
