@@ -151,7 +151,7 @@ def test_a_filled_region_is_black_the_rest_stays_and_metadata_goes(form: str) ->
     assert image.size == old.size
 
 
-def test_regions_told_by_a_column_are_blurred_beyond_reading() -> None:
+def test_regions_named_by_a_column_are_blurred_beyond_reading() -> None:
     boxes = json.dumps([[8, 8, 32, 32]])
     batch, _ = transform(image_contract(how="blur", column="boxes"), SampleBatch([0], {"boxes": [boxes]}, [picture("PNG")]))
     region = Image.open(io.BytesIO(batch.payloads[0])).crop((8, 8, 40, 40)).convert("L")
@@ -197,6 +197,16 @@ def test_a_text_that_cannot_even_be_encoded_is_refused_not_passed_on() -> None:
     batch, counts = transform(contract(text("hash")), SampleBatch([1, 2], {"who": ["\ud800", "x"]}))
     assert list(batch.event_time_us) == [2]
     assert sum(counts.values()) == 1
+
+
+def test_fields_of_each_object_of_a_list_are_hidden_as_columns_are() -> None:
+    fields = [{"name": "who", "type": "string", "redact": {"how": "drop"}}, {"name": "n", "type": "int64"}]
+    made = contract({"name": "people", "type": "list<struct>", "fields": fields})
+    assert made.has_redaction
+    assert one(made, [{"who": SECRET, "n": 1}, None, {"who": SECRET}]) == [{"who": None, "n": 1}, None, {"who": None}]
+    assert one(made, None) is None
+    batch, counts = transform(made, SampleBatch([0], {"people": [[SECRET]]}))
+    assert (len(batch), counts) == (0, {"row: cannot be redacted: column people: no object": 1})
 
 
 def test_fields_of_a_struct_are_hidden_as_columns_are() -> None:

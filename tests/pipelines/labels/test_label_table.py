@@ -243,6 +243,7 @@ def test_a_set_takes_its_classes_from_a_task_at_a_pinned_version(shop: Path, tmp
     assert len(values) == 6
     assert sources[-1] == Source("labels/defect", version + 1, 6)
     assert any("1 rows have labels that differ between authors" in note for note in notes)
+    assert f"labels of task defect at version {version + 1} by the rule latest; labelled by ann 6, bob 1" in " ".join(notes)
     spec = parse_spec("id: a\nsources: [{stream: camera_frame}]\nlabel: {task: other}\n")
     with (
         pytest.raises(NotFoundError, match="no labels for task other"),
