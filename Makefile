@@ -22,9 +22,10 @@ test: setup ## the whole suite but the slow tests, in under five minutes
 test-slow: setup ## the slow tests: at least 300 kills of the core, large images, many devices
 	@CATCHMENT_LEAST_KILLS=300 $(BIN)/pytest -q -n $(JOBS) --dist worksteal -m "slow and not bench"
 
-test-torch: setup ## the loader's tests with the real PyTorch, fetched into .torch (5 GB; needs Linux on x86-64 or 64-bit ARM)
-	@[ -d .torch/torch ] || $(BIN)/pip install --quiet --no-deps --require-hashes --target .torch -r requirements-torch.lock
+test-torch: setup ## the loader's tests with the real PyTorch, and what LitData reads, fetched into .torch (5 GB; needs Linux on x86-64 or 64-bit ARM)
+	@[ -d .torch/litdata ] || $(BIN)/pip install --quiet --no-deps --require-hashes --target .torch -r requirements-torch.lock
 	@$(BIN)/pytest -q tests/pipelines/training/test_set_torch.py
+	@PYTHONPATH=.torch $(BIN)/pytest -q tests/pipelines/training/test_set_export.py -k litdata
 
 test-peers: setup ## what exports and Zarr sets are to the tools they are for, fetched into .peers (1 GB)
 	@[ -d .peers/xarray ] || $(BIN)/pip install --quiet --no-deps --require-hashes --target .peers -r requirements-peers.lock

@@ -92,6 +92,7 @@ QUIET = {
         "policy keygen": "prints a public key",
         "policy schema": "prints our own JSON Schema",
         "set schema": "prints our own JSON Schema",
+        "bench au": "prints our own names of workloads and figures",
         "chips cut": "prints names that were typed or are checked, and counts",
         "label export": "prints the path that was typed, counts and our own words for losses",
         "label queue": "prints the path that was typed, counts and our own words for losses",
