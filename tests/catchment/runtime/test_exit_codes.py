@@ -29,6 +29,7 @@ GIVEN = {
     "label import": ["l.csv", "--task", "t", "--from", "slide", "--as", "csv"],
     "label export": ["--task", "t", "--from", "slide", "--as", "csv", "-o", "l.csv"],
     "label queue": ["--task", "t", "--from", "slide", "--as", "csv", "-o", "l.csv"],
+    "label agreement": ["--task", "t"], "label resolve": ["--task", "t"],
     "similar": ["car-1/1/1", "--from", "slide"], "rare": ["--from", "slide"], "uncertain": ["--from", "slide"],
     "disagreeing": ["--from", "slide"],
     "set diff": ["s/1", "s/2"], "set check": ["s"], "set card": ["s"], "set pin": ["s", "-m", "why"], "set rm": ["s/1"],
@@ -43,6 +44,7 @@ GIVEN = {
 WITHOUT_CONFIG = {
     "catchment": {
         "version",
+        "bench au",
         "demo",
         "policy keygen",
         "policy schema",
@@ -65,6 +67,7 @@ MISSING = {
     "label import": ["none.csv", "--task", "t", "--from", "none", "--as", "csv"],
     "label export": ["--task", "t", "--from", "none", "--as", "csv", "-o", "l.csv"],
     "label queue": ["--task", "t", "--from", "none", "--as", "csv", "-o", "l.csv"],
+    "label agreement": ["--task", "none"], "label resolve": ["--task", "none"],
     "similar": ["car-1/1/1", "--from", "none"], "rare": ["--from", "none"], "uncertain": ["--from", "none"],
     "disagreeing": ["--from", "none"],
     "set diff": ["none", "none"], "set check": ["none"], "set card": ["none"], "set pin": ["none", "-m", "w"],
