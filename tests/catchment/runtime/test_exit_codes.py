@@ -28,7 +28,6 @@ GIVEN = {
     "policy explain": ["car-1/1/1", "-s", "vehicle_telemetry"], "policy import": ["p.json", "-s", "vehicle_telemetry"],
     "contract show": ["slide"], "contract diff": ["slide", "slide"], "contract quality": ["slide"],
     "set plan": ["s", "--from", "slide"], "set build": ["s", "--from", "slide"], "set show": ["s"], "set verify": ["s"],
-    "label agreement": ["--task", "t"],
     "label import": ["l.csv", "--task", "t", "--from", "slide", "--as", "csv"],
     "label export": ["--task", "t", "--from", "slide", "--as", "csv", "-o", "l.csv"],
     "label queue": ["--task", "t", "--from", "slide", "--as", "csv", "-o", "l.csv"],
