@@ -62,7 +62,7 @@ def front(broker: RunningBroker) -> Iterator[RefusingFront]:
 class Hearing(mqtt.Client):
     """A client that keeps what it hears."""
 
-    def __init__(self) -> None:
+    def __init__(self, *_: object) -> None:  # paho's `reinitialise` calls it again, with arguments of its own
         super().__init__(CallbackAPIVersion.VERSION2, client_id="hears", protocol=mqtt.MQTTv5)
         self.heard: list[tuple[str, bytes]] = []
         self.on_message = lambda _c, _d, message: self.heard.append((message.topic, bytes(message.payload)))
