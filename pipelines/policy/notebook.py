@@ -18,7 +18,6 @@ from pipelines.inspect.code import bind_code
 from pipelines.inspect.columns import inspected, steps_of
 from pipelines.inspect.run import inspect_rows
 from pipelines.inspect.stored import fresh_payloads
-from pipelines.lake.lake import lake_at
 from pipelines.policy.documents import load_policy, parse_policy, to_yaml
 from pipelines.policy.engine import Tagger
 from pipelines.policy.explain import Explained, explain
@@ -183,7 +182,7 @@ class Policy:
         if any(step.code for step in steps):
             raise ConfigError("call your own inspector yourself and give its columns; `catchment policy preview` runs it")
         if steps:
-            rows = inspect_rows(None, rows, steps, fresh_payloads(lake_at(Path()), rows))
+            rows = inspect_rows(None, rows, steps, fresh_payloads(None, rows))
         return Tagger.compile([self.document], contract), rows
 
     def _contract(self, stream: str, table: pa.Table) -> Contract:
