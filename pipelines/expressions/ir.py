@@ -7,7 +7,7 @@ from typing import TypeAlias
 from schemas.contract import ColumnType
 
 
-class Kind(StrEnum):
+class ValueKind(StrEnum):
     """Kinds of values of an expression. All numbers are doubles, on every engine."""
 
     NUMBER = "number"
@@ -20,24 +20,24 @@ class Kind(StrEnum):
     NULL = "null"  # a NULL whose kind the place it stands in decides
 
 
-KINDS: dict[ColumnType, Kind] = {
-    ColumnType.STRING: Kind.TEXT,
-    ColumnType.BOOL: Kind.BOOL,
-    ColumnType.INT32: Kind.NUMBER,
-    ColumnType.INT64: Kind.NUMBER,
-    ColumnType.FLOAT32: Kind.NUMBER,
-    ColumnType.FLOAT64: Kind.NUMBER,
-    ColumnType.TIMESTAMP: Kind.TIME,
-    ColumnType.BINARY: Kind.BYTES,
-    ColumnType.LIST_STRING: Kind.TEXTS,
-    ColumnType.LIST_BOOL: Kind.BYTES,
-    ColumnType.LIST_INT32: Kind.NUMBERS,
-    ColumnType.LIST_INT64: Kind.NUMBERS,
-    ColumnType.LIST_FLOAT32: Kind.NUMBERS,
-    ColumnType.LIST_FLOAT64: Kind.NUMBERS,
-    ColumnType.VECTOR_FLOAT32: Kind.NUMBERS,
-    ColumnType.VECTOR_FLOAT64: Kind.NUMBERS,
-    ColumnType.STRUCT: Kind.BYTES,
+KINDS: dict[ColumnType, ValueKind] = {
+    ColumnType.STRING: ValueKind.TEXT,
+    ColumnType.BOOL: ValueKind.BOOL,
+    ColumnType.INT32: ValueKind.NUMBER,
+    ColumnType.INT64: ValueKind.NUMBER,
+    ColumnType.FLOAT32: ValueKind.NUMBER,
+    ColumnType.FLOAT64: ValueKind.NUMBER,
+    ColumnType.TIMESTAMP: ValueKind.TIME,
+    ColumnType.BINARY: ValueKind.BYTES,
+    ColumnType.LIST_STRING: ValueKind.TEXTS,
+    ColumnType.LIST_BOOL: ValueKind.BYTES,
+    ColumnType.LIST_INT32: ValueKind.NUMBERS,
+    ColumnType.LIST_INT64: ValueKind.NUMBERS,
+    ColumnType.LIST_FLOAT32: ValueKind.NUMBERS,
+    ColumnType.LIST_FLOAT64: ValueKind.NUMBERS,
+    ColumnType.VECTOR_FLOAT32: ValueKind.NUMBERS,
+    ColumnType.VECTOR_FLOAT64: ValueKind.NUMBERS,
+    ColumnType.STRUCT: ValueKind.BYTES,
 }
 
 
@@ -49,7 +49,7 @@ class Number:
     """A finite double."""
 
     value: float
-    kind: Kind = Kind.NUMBER
+    kind: ValueKind = ValueKind.NUMBER
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Text:
     """A string."""
 
     value: str
-    kind: Kind = Kind.TEXT
+    kind: ValueKind = ValueKind.TEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Truth:
     """TRUE or FALSE."""
 
     value: bool
-    kind: Kind = Kind.BOOL
+    kind: ValueKind = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +73,14 @@ class Moment:
     """A point in time, microseconds since 1970 in UTC."""
 
     micros: int
-    kind: Kind = Kind.TIME
+    kind: ValueKind = ValueKind.TIME
 
 
 @dataclass(frozen=True, slots=True)
 class Nothing:
     """NULL of a kind."""
 
-    kind: Kind = Kind.NULL
+    kind: ValueKind = ValueKind.NULL
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Ref:
     type: ColumnType
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> ValueKind:
         """The kind of the column's type."""
         return KINDS[self.type]
 
@@ -116,7 +116,7 @@ class Has:
     """Whether the row carries this tag."""
 
     tag: str
-    kind: Kind = Kind.BOOL
+    kind: ValueKind = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class Arithmetic:
     op: str
     left: "Node"
     right: "Node"
-    kind: Kind = Kind.NUMBER
+    kind: ValueKind = ValueKind.NUMBER
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class Negate:
     """The number with its sign turned."""
 
     operand: "Node"
-    kind: Kind = Kind.NUMBER
+    kind: ValueKind = ValueKind.NUMBER
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ class Compare:
     op: str
     left: "Node"
     right: "Node"
-    kind: Kind = Kind.BOOL
+    kind: ValueKind = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ class And:
     """Three-valued conjunction."""
 
     parts: tuple["Node", ...]
-    kind: Kind = Kind.BOOL
+    kind: ValueKind = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ class Or:
     """Three-valued disjunction."""
 
     parts: tuple["Node", ...]
-    kind: Kind = Kind.BOOL
+    kind: ValueKind = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ class Not:
     """Three-valued negation."""
 
     operand: "Node"
-    kind: Kind = Kind.BOOL
+    kind: ValueKind = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ class Member:
 
     operand: "Node"
     values: tuple[Number | Text | Moment | Truth, ...]
-    kind: Kind = Kind.BOOL
+    kind: ValueKind = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ class Like:
 
     operand: "Node"
     pattern: str
-    kind: Kind = Kind.BOOL
+    kind: ValueKind = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +195,7 @@ class Matches:
 
     operand: "Node"
     pattern: str
-    kind: Kind = Kind.BOOL
+    kind: ValueKind = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +203,7 @@ class IsNull:
     """Whether the operand is NULL; never NULL itself."""
 
     operand: "Node"
-    kind: Kind = Kind.BOOL
+    kind: ValueKind = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ class Case:
 
     branches: tuple[tuple["Node", "Node"], ...]
     default: "Node"
-    kind: Kind
+    kind: ValueKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +221,7 @@ class Call:
 
     name: str
     args: tuple["Node", ...]
-    kind: Kind
+    kind: ValueKind
 
 
 Literal: TypeAlias = Number | Text | Moment | Truth

@@ -11,7 +11,7 @@ from typing import Any
 from catchment.rules.rule import EdgeRule, Parameter
 from pipelines.errors import ExpressionError
 from pipelines.expressions import ir
-from pipelines.expressions.ir import Kind, Node, refs
+from pipelines.expressions.ir import Node, ValueKind, refs
 from schemas.errors import EdgeRuleError
 
 # What SQLite itself has with the language's meaning; all others are those of `catchment.rules.functions`.
@@ -55,7 +55,7 @@ def _ref(_writer: _Writer, node: ir.Ref) -> str:
     if node.field:
         raise ExpressionError(f"{node.name} is a field of a struct, which no device keeps")
     # The name is one of the contract's: of a-z, 0-9 and '_'.
-    return f'CAST("{node.name}" AS REAL)' if node.kind is Kind.NUMBER else f'"{node.name}"'
+    return f'CAST("{node.name}" AS REAL)' if node.kind is ValueKind.NUMBER else f'"{node.name}"'
 
 
 def _has(_writer: _Writer, node: ir.Has) -> str:

@@ -23,7 +23,7 @@ from catchment.runtime.mqtt_link import (
     make_client,
     open_connection,
 )
-from pipelines.config import BrokerConfig
+from pipelines.config import CoreBrokerConfig
 from pipelines.errors import RetryLaterError
 from pipelines.ingest.receipt_outbox import NOT_SENT, Broken, LinkLimits, ReceiptAnswer, ReceiptOutbox
 from pipelines.ingest.receipts import Outgoing, PageBook, Publisher, ReceiptSink
@@ -87,7 +87,7 @@ class MqttLink:
         wake: called, from paho's thread, when there is an answer; must not block.
     """
 
-    def __init__(self, broker: BrokerConfig, client_id: str, clock: Clock, wake: Callable[[], None]) -> None:
+    def __init__(self, broker: CoreBrokerConfig, client_id: str, clock: Clock, wake: Callable[[], None]) -> None:
         self._broker = broker
         self._client_id = client_id
         self._clock = clock
@@ -165,7 +165,11 @@ class _Connection:
     """One connection, from CONNECT to its end, which is told once."""
 
     def __init__(
-        self, broker: BrokerConfig, client_id: str, answers: "queue.SimpleQueue[ReceiptAnswer | Broken]", wake: Callable[[], None]
+        self,
+        broker: CoreBrokerConfig,
+        client_id: str,
+        answers: "queue.SimpleQueue[ReceiptAnswer | Broken]",
+        wake: Callable[[], None],
     ) -> None:
         self._broker = broker
         self._answers = answers
@@ -242,7 +246,7 @@ class ReceiptSender:
         clock: monotonic time.
     """
 
-    def __init__(self, lake: Lake, broker: BrokerConfig, client_id: str, clock: Clock) -> None:
+    def __init__(self, lake: Lake, broker: CoreBrokerConfig, client_id: str, clock: Clock) -> None:
         self._clock = clock
         self._wake = Event()
         self._stop = Event()

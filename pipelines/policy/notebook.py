@@ -23,7 +23,7 @@ from pipelines.policy.engine import Tagger
 from pipelines.policy.explain import Explained, explain
 from pipelines.policy.preview import Preview
 from pipelines.policy.retag import readable
-from pipelines.policy.trial import Trial, try_policy
+from pipelines.policy.trial import PolicyTrial, try_policy
 from schemas.contract import RESERVED_COLUMNS, Column, ColumnType, Contract
 from schemas.policy import Policy as Document
 from schemas.policy import Rule
@@ -127,7 +127,7 @@ class Policy:
             for each in trial.failures
         ]
 
-    def test(self) -> Trial:
+    def test(self) -> PolicyTrial:
         """Run its examples.
 
         Raises:

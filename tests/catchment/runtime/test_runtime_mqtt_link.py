@@ -77,6 +77,6 @@ def test_a_connection_that_is_not_taken_names_its_cause_and_leaves_no_thread(ans
 
 
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 1), ("no.such.host.invalid", 1883), ("", 1883), ("127.0.0.1", -1)])
-def test_a_broker_that_cannot_be_reached_is_told_apart_from_one_that_refuses(host: str, port: int) -> None:
+def test_a_broker_that_cannot_be_reached_is_distinguished_from_one_that_refuses(host: str, port: int) -> None:
     with pytest.raises(UnreachableBrokerError):
         open_connection(make_client("me", PubackClient), host, port)

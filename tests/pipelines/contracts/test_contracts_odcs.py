@@ -89,7 +89,7 @@ def test_what_is_outside_the_subset_is_refused_with_file_and_line(tmp_path: Path
     assert words in str(caught.value)
 
 
-def test_the_registry_gives_the_newest_version_or_the_one_asked_for(tmp_path: Path) -> None:
+def test_the_registry_gives_the_newest_version_or_the_one_requested(tmp_path: Path) -> None:
     text = EXAMPLE.read_text()
     for version in ("1.0.0", "1.2.0", "1.10.0"):
         (tmp_path / f"{version}.odcs.yaml").write_text(text.replace("version: 1.0.0", f"version: {version}"))

@@ -87,7 +87,7 @@ def test_a_key_given_twice_inside_an_object_refuses_the_row(contract_with: Calla
         (b"\xef\xbb\xbf{}", r"begins with '\\ufeff"),
     ],
 )
-def test_why_a_body_is_no_json_is_told_in_words_for_its_sender(
+def test_why_a_body_is_no_json_is_explained_in_words_for_its_sender(
     contract_with: Callable[..., Any], body: bytes, words: str
 ) -> None:
     with pytest.raises(JsonBodyError, match=words):

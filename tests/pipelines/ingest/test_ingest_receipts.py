@@ -12,7 +12,7 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from catchment.runtime.clock import SystemClock
-from pipelines.config import BrokerConfig, CoreConfig
+from pipelines.config import CoreBrokerConfig, CoreConfig
 from pipelines.errors import RetryLaterError
 from pipelines.ingest.receipt_outbox import Broken, LinkLimits, ReceiptAnswer, ReceiptOutbox
 from pipelines.ingest.receipt_sender import ReceiptSender
@@ -91,7 +91,7 @@ def lake(tmp_path: Path) -> Path:
 
 
 def config_of(lake: Path, port: int) -> CoreConfig:
-    return CoreConfig(lake=str(lake), broker=BrokerConfig(port=port))
+    return CoreConfig(lake=str(lake), broker=CoreBrokerConfig(port=port))
 
 
 @pytest.fixture

@@ -160,7 +160,7 @@ def test_the_commands_show_a_preview_and_explain_a_sample(commit_rows: Commit, t
     assert why["rules"][0]["parts"]["speed_mps"] == pytest.approx(row["speed_mps"])
 
 
-def test_a_sample_that_is_not_there_or_badly_named_is_told(commit_rows: Commit) -> None:
+def test_a_sample_that_is_not_there_or_badly_named_is_an_error(commit_rows: Commit) -> None:
     root = commit_rows(1, 10)
     with pytest.raises(NotFoundError, match="no sample"):
         sample_row(lake_at(root), STREAM, "car-1/7/99")
