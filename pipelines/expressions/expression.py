@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from catchment.rules.rule import EdgeRule
+from catchment.rules.rule import SqlExpression
 from pipelines.errors import ExpressionError
 from pipelines.expressions import ir
 from pipelines.expressions.ir import Node, ValueKind, cost, refs
@@ -177,7 +177,7 @@ class Expression:
         failed = faults(self.node)
         return None if failed is None else Expression(self.text, failed)
 
-    def to_edge(self) -> EdgeRule:
+    def to_edge(self) -> SqlExpression:
         """The same meaning for a device, which evaluates it with `catchment.rules.evaluator`.
 
         Raises:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from catchment.rules.rule import EdgeRule, Parameter
+from catchment.rules.rule import Parameter, SqlExpression
 from pipelines.errors import ExpressionError
 from pipelines.expressions import ir
 from pipelines.expressions.ir import Node, ValueKind, refs
@@ -18,7 +18,7 @@ from schemas.errors import EdgeRuleError
 _OWN = {"abs": "abs", "coalesce": "coalesce", "least": "min", "greatest": "max"}
 
 
-def to_sqlite(node: Node) -> EdgeRule:
+def to_sqlite(node: Node) -> SqlExpression:
     """The rule for a device with this node's meaning.
 
     Raises:
@@ -28,7 +28,7 @@ def to_sqlite(node: Node) -> EdgeRule:
     sql = writer.write(node)
     columns = {ref.name: ref.type for ref in sorted(refs(node), key=lambda ref: ref.name)}
     try:
-        return EdgeRule(sql, tuple(writer.parameters), columns)
+        return SqlExpression(sql, tuple(writer.parameters), columns)
     except EdgeRuleError as error:
         raise ExpressionError(f"not for a device: {error}") from error
 

@@ -258,12 +258,8 @@ def test_nobody_asks_whether_a_lake_is_remote(repository_root: Path) -> None:
 # Classes of both sides, or of a layer and the one below it, that mean the same thing each for its own side.
 SHARED_CLASS_NAMES = {
     "ConfigError",
-    "EdgeRule",
     "NotFoundError",
     "Policy",
-    "Progress",
-    "Refused",
-    "Seen",
     "Source",
     "UninspectableError",
 }
