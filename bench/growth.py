@@ -37,7 +37,7 @@ from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import COMMITS, RUNS, landing_folder, stream_table
 from pipelines.lake.ledger import Ledger
 from pipelines.lake.ledger_files import prune_ledgers, read_ledger, write_ledger
-from pipelines.maintenance.maintain import maintain
+from pipelines.maintenance.maintain import LogShortener, maintain
 from pipelines.maintenance.vacuum import Keep
 from pipelines.runners.engine import Engine
 from schemas.contract import Column, ColumnType, Contract
@@ -46,48 +46,78 @@ from schemas.ids import DeviceId, StreamName
 from schemas.ranges import Ranges
 
 START_US = 1_790_000_000_000_000
-WINDOW = 20
 TOUCHED = 100
-STEPS = 300
 STREAM = "vehicle_telemetry"
 
 
-def commits(marks: list[int]) -> None:
-    """Milliseconds of a run and of its commits when the lake has so many behind it, before and after maintenance; in turns."""
-    lakes = {mark: Lake(1) for mark in marks}
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much is tried.
+
+    Attributes:
+        commits: commits behind a lake.
+        streams: streams of a lake.
+        devices: devices in a ledger.
+        turns: measurements of each; a checkpoint comes every twenty commits, so fewer than that miss it.
+        steps: runs after which a ledger is looked at.
+    """
+
+    commits: tuple[int, ...] = (10, 1_000, 100_000)
+    streams: tuple[int, ...] = (1, 10, 100)
+    devices: tuple[int, ...] = (10, 1_000, 100_000)
+    turns: int = 20
+    steps: int = 300
+
+
+# On a busy machine a run takes two seconds: this is some thirty of them.
+SMOKE = Size((10, 100), (1, 5), (10, 1_000), turns=2, steps=20)
+
+
+def commits(size: Size) -> None:
+    """Milliseconds of a run and of its commits when the lake has so many behind it; in turns.
+
+    Never maintained, then as a run loop keeps it that nobody maintains (`LogShortener`), then after maintenance.
+    """
+    lakes = {mark: Lake(1) for mark in size.commits}
     try:
         for mark, lake in lakes.items():
             lake.run()
             lake.grow_old(mark)
-        for when in ("before maintenance", "after maintenance"):
-            _compare(f"{{:6d}} commits, {when}", lakes, lambda lake: lake.step_ms(1))
-            _compare(f"{{:6d}} commits, {when}: commit", lakes, lambda lake: lake.commit_ms())
+        keep = Keep(grace_s=0, versions=20)
+        tidy: dict[str, Callable[[Lake], object]] = {
+            "never maintained": lambda _: None,
+            "kept by the loop": lambda lake: LogShortener(lake_at(lake.root), keep).after_run(lake.loop.ledger.run),
+            "after maintenance": lambda lake: maintain(lake_at(lake.root), keep),
+        }
+        for when, act in tidy.items():
             for lake in lakes.values():
-                maintain(lake_at(lake.root), Keep(grace_s=0, versions=20))
+                act(lake)
+            _compare(f"{{:6d}} commits, {when}", lakes, lambda lake: lake.step_ms(1), size.turns)
+            _compare(f"{{:6d}} commits, {when}: commit", lakes, lambda lake: lake.commit_ms(), size.turns)
     finally:
         for lake in lakes.values():
             shutil.rmtree(lake.folder)
 
 
-def streams(marks: list[int]) -> None:
+def streams(size: Size) -> None:
     """Milliseconds of a run that touches one stream, of one that touches all, and of a start, by streams; in turns."""
-    lakes = {mark: Lake(mark) for mark in marks}
+    lakes = {mark: Lake(mark) for mark in size.streams}
     try:
         for lake in lakes.values():
             lake.run()
-        _compare("{:6d} streams: a run that touches one", lakes, lambda lake: lake.step_ms(1))
+        _compare("{:6d} streams: a run that touches one", lakes, lambda lake: lake.step_ms(1), size.turns)
         time.sleep(3)  # what was written to a moment ago is opened at a start
         for lake in lakes.values():
             lake.start_ms()
-        _compare("{:6d} streams: a start", lakes, lambda lake: lake.start_ms())
-        _compare("{:6d} streams: a run that touches all", lakes, lambda lake: lake.step_ms(lake.count), turns=4)
+        _compare("{:6d} streams: a start", lakes, lambda lake: lake.start_ms(), size.turns)
+        _compare("{:6d} streams: a run that touches all", lakes, lambda lake: lake.step_ms(lake.count), min(size.turns, 4))
     finally:
         for lake in lakes.values():
             shutil.rmtree(lake.folder)
 
 
-def _compare(what: str, lakes: dict[int, "Lake"], measure: Callable[["Lake"], float], turns: int = WINDOW) -> None:
-    """In turns, so that whatever else the machine does is shared alike; over a whole interval of checkpoints."""
+def _compare(what: str, lakes: dict[int, "Lake"], measure: Callable[["Lake"], float], turns: int) -> None:
+    """In turns, so that whatever else the machine does is shared alike."""
     took_ms: dict[int, list[float]] = {mark: [] for mark in lakes}
     for _ in range(turns):
         for mark, lake in lakes.items():
@@ -197,7 +227,7 @@ class Lake:
         return LandingRow(START_US, "up", topic, body, "car-1", stream, ARROW_STREAM, head.to_properties(), span)
 
 
-def devices(count: int) -> None:
+def devices(count: int, steps: int) -> None:
     """What a run that touches a hundred devices costs when the ledger knows so many; printed as JSON by a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -209,7 +239,7 @@ def devices(count: int) -> None:
         load_cpu_ms = (time.process_time() - began_cpu) * 1_000
         held = rss_mib() - before
         took_ms, cpu_ms = [], []
-        for run in range(2, STEPS + 2):
+        for run in range(2, steps + 2):
             # Each run other devices, so that the delta grows as with a fleet that reports in turns.
             names = [f"car-{(run * TOUCHED + place) % count}" for place in range(min(TOUCHED, count))]
             more = {(name, STREAM): Counts(received=1_000, committed=1_000) for name in names}
@@ -224,7 +254,7 @@ def devices(count: int) -> None:
             receipts_of(ledger, names)
             took_ms.append((time.perf_counter() - began) * 1_000)
             cpu_ms.append((time.process_time() - began_cpu) * 1_000)
-        size = sum(path.stat().st_size for path in (root / RUNS).glob(f"{STEPS + 1:012d}.*"))
+        size = sum(path.stat().st_size for path in (root / RUNS).glob(f"{steps + 1:012d}.*"))
         found = {
             "load": load_ms,
             "ms": statistics.median(took_ms),
@@ -263,25 +293,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="small, only to see that it runs")
     parser.add_argument("--devices", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--first", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.first:
         first(options.first, options.devices)
         return
     if options.devices:
-        devices(options.devices)
+        devices(options.devices, options.steps)
         return
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    commits([10, 100] if options.smoke else [10, 1_000, 100_000])
-    streams([1, 5] if options.smoke else [1, 10, 100])
-    for count in (10, 1_000) if options.smoke else (10, 1_000, 100_000):
-        done = subprocess.run([sys.executable, __file__, "--devices", str(count)], capture_output=True, text=True, check=True)
-        found = json.loads(done.stdout)
-        load = f"load {found['load']:6.1f} ms ({found['load_cpu']:.1f} of CPU), {found['held']:5.1f} MiB"
-        run = f"a run p50 {found['ms']:5.1f} ms ({found['cpu']:.1f} of CPU), p95 {found['p95']:5.1f} ms"
-        worst = f"worst {found['worst']:5.1f} ms ({found['worst_cpu']:.1f} of CPU)"
-        after = f"{found['grown']:5.1f} MiB after {STEPS} runs, last files {found['file']:6.1f} KiB"
-        print(f"ledger of {count:7d} devices: {load}; {run}, {worst}; {after}")
+    size = SMOKE if options.smoke else Size()
+    commits(size)
+    streams(size)
+    for count in size.devices:
+        show_devices(count, size.steps)
+
+
+def show_devices(count: int, steps: int) -> None:
+    """Print what the ledger costs, measured by a process of its own."""
+    command = [sys.executable, __file__, "--devices", str(count), "--steps", str(steps)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    load = f"load {found['load']:6.1f} ms ({found['load_cpu']:.1f} of CPU), {found['held']:5.1f} MiB"
+    run = f"a run p50 {found['ms']:5.1f} ms ({found['cpu']:.1f} of CPU), p95 {found['p95']:5.1f} ms"
+    worst = f"worst {found['worst']:5.1f} ms ({found['worst_cpu']:.1f} of CPU)"
+    after = f"{found['grown']:5.1f} MiB after {steps} runs, last files {found['file']:6.1f} KiB"
+    print(f"ledger of {count:7d} devices: {load}; {run}, {worst}; {after}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import TextIO, cast
 from edge_agent.startup import load_later
 
 # What libraries load only because it happens to be installed stays out: rich (structlog, for coloured tracebacks) and
-# dnspython (paho, for SRV records) are 6 MB that a small device would keep for ever. None counts as not installed.
+# dnspython (paho, for SRV records) are 6 MB that a small device would keep permanently. None counts as not installed.
 for _unused in ("rich", "dns"):
     sys.modules.setdefault(_unused, None)  # type: ignore[arg-type]
 for _seldom in ("asyncio", "urllib.request"):

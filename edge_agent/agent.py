@@ -29,6 +29,7 @@ from edge_agent.rules.rule_filter import RuleFilter
 from edge_agent.sources.api import Source
 from edge_agent.sources.registry import build_source, check_source
 from edge_agent.spool.inspection import serve_replays
+from edge_agent.spool.records import eviction_priority
 from edge_agent.spool.space_budget import soft_limit_bytes
 from edge_agent.spool.spool import Spool
 from edge_agent.trial.asking import is_trial_requested
@@ -248,8 +249,9 @@ class Agent:
         is_secret = contract.has_redaction or self._config.spool.key is not None
         folder = None if is_secret else self._config.state_dir / "parked"
         build: Callable[[bytes | None], Source] = partial(_build, source, contract, self._clock, folder)
-        put_object = partial(self._spool.put_object, priority=source.priority)
-        encoder = Encoder(contract, limits, put_object, compress=source.compress, reference=self._boot_clock.reference)
+        worth = eviction_priority(source.priority, waits_for_room=source.waits_for_room)
+        put_object = partial(self._spool.put_object, priority=worth)
+        encoder = Encoder(contract, limits, put_object, compress=source.compress, references=self._boot_clock.references)
         if source.kind == HEARTBEAT:
             build = lambda _: HeartbeatSource(self._monitor.snapshot, self._config.health.heartbeat_s, self._clock)  # noqa: E731 # it has no position
         else:

@@ -109,6 +109,11 @@ class SourceConfig(Section, frozen=True, rename={"label": "name"}):
         return f"{self.kind}:{self.stream}:{msgspec.json.encode(self.options, order='sorted').decode()}"
 
     @property
+    def waits_for_room(self) -> bool:
+        """Whether its samples are never given up: it waits for space instead."""
+        return self.when_full == "block"
+
+    @property
     def resolved(self) -> dict[str, Any]:
         """The options with absolute paths: what the source is built from."""
         return dict(self.options)

@@ -170,7 +170,7 @@ def read_certificate(path: Path) -> Certificate:
 
 
 def refuse_password() -> str:
-    """For `load_cert_chain`. Without it OpenSSL asks the terminal, and whoever called waits for an answer for ever.
+    """For `load_cert_chain`. Without it OpenSSL asks the terminal, and the caller waits for an answer permanently.
 
     Raises:
         KeyEncryptedError: always.

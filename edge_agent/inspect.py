@@ -173,7 +173,7 @@ class BatchInspector:
 
     @classmethod
     def opened(cls, contract: Contract, steps: Sequence[EdgeInspect]) -> Self:
-        """Make the steps ready, each once; what cannot run here is told, and costs nobody a sample."""
+        """Make the steps ready, each once; one that cannot run here is logged, and costs no sample."""
         found: list[Inspector] = []
         refused: list[str] = []
         for step in dict.fromkeys(steps):

@@ -1,7 +1,7 @@
 """Start the process: load rarely used modules later, and log to a standard error that may fail.
 
 structlog names asyncio for callers that are asynchronous, paho names urllib.request for proxies of WebSockets. Together
-they are 2 MB that a small device would keep for ever. (`importlib.util.LazyLoader` loads at the second `import` before
+they are 2 MB that a small device would keep permanently. (`importlib.util.LazyLoader` loads at the second `import` before
 Python 3.12.)
 
 Standard error may be a file on a full disk, or a pipe that nobody reads any more. Neither may end a thread: an agent that
@@ -44,7 +44,7 @@ def load_later(name: str) -> None:
 
 
 class TolerantStderr(io.TextIOBase):
-    """Writes whole lines, unbuffered. What was not taken is counted, and told with the next line that is.
+    """Writes whole lines, unbuffered. What was not taken is counted, and reported with the next line that is.
 
     Args:
         descriptor: of the open file.

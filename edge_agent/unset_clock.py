@@ -1,7 +1,7 @@
 """A device without a battery clock starts in 1970: watches whether the clock is set, and by how much it was off before."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -13,12 +13,18 @@ from edge_agent.spool.spool import Spool
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MAX_BOOT_CHARS = 64
+# Less than this is the drift of one clock, not a jump.
+_JUMP_US = 1_000_000
+_MAX_OFFSETS = 32
 
 log = structlog.get_logger(__name__)
 
 
 class BootClock:
-    """Watches whether the wall clock is set, against the time since boot. Called from any thread; keeps two numbers.
+    """Watches whether the wall clock is set, against the time since boot. Called from any thread; keeps a few numbers.
+
+    A clock may jump while it is not set (a real-time clock with a dead battery is read late, a reset takes it back), so each
+    offset at which it was seen unset is kept: an event time rests on the one by which it lies in this boot.
 
     Args:
         clock: the wall clock.
@@ -30,14 +36,14 @@ class BootClock:
         self.boot = boot
         self._clock = clock
         self._since_boot_s = since_boot_s
-        self._unset_offset_us: int | None = None
+        self._unset_offsets_us: tuple[int, ...] = ()  # replaced, never changed: another thread may be reading it
         self._set_offset_us: int | None = None
         self.observe()
 
     @property
     def was_unset(self) -> bool:
         """Whether the wall clock was seen unset since this process began."""
-        return self._unset_offset_us is not None
+        return bool(self._unset_offsets_us)
 
     @property
     def set_offset_us(self) -> int | None:
@@ -49,18 +55,27 @@ class BootClock:
         now_ms = self._clock.now_ms()
         offset_us = now_ms * 1000 - round(self._since_boot_s() * 1e6)
         if now_ms < EARLIEST_MS:
-            self._unset_offset_us = offset_us
+            known = self._unset_offsets_us
+            drifted = known[:-1] if known and abs(offset_us - known[-1]) <= _JUMP_US else known
+            self._unset_offsets_us = (*drifted, offset_us)[-_MAX_OFFSETS:]
             return False
         if self._set_offset_us is None:
             self._set_offset_us = offset_us
         return True
 
-    def reference(self) -> ClockReference:
-        """The basis of the times of an unset clock: the offset as it was last seen."""
-        if self._unset_offset_us is None:
-            # Read in the instant before the first look: the clock has counted from zero since boot, as far as anybody knows.
-            return ClockReference(self.boot, 0)
-        return ClockReference(self.boot, self._unset_offset_us)
+    def references(self, event_times_us: Sequence[int]) -> list[ClockReference]:
+        """The basis of each event time that was read from the unset clock: the newest offset by which it lies in this boot."""
+        self.observe()
+        up_us = round(self._since_boot_s() * 1e6)
+        # Read in the instant before the first look: the clock has counted from zero since boot, as far as anybody knows.
+        offsets_us = self._unset_offsets_us or (0,)
+        newest_first = [ClockReference(self.boot, offset_us) for offset_us in reversed(offsets_us)]
+
+        def of(time_us: int) -> ClockReference:
+            in_boot = (each for each in newest_first if -_JUMP_US <= time_us - each.offset_us <= up_us + _JUMP_US)
+            return next(in_boot, newest_first[0])
+
+        return [of(time_us) for time_us in event_times_us]
 
 
 def system_boot_clock(clock: Clock) -> BootClock:

@@ -39,7 +39,7 @@ NAMES = (
     "slide",
     "vehicle_telemetry",
 )
-# Versions that devices in the field may still write; the core reads them for ever.
+# Versions that devices in the field may still write; the core always reads them.
 _PAST = (
     "camera_frame-1.0.0",
     "can_signal-1.0.0",

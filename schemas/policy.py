@@ -94,7 +94,7 @@ class InspectStep(msgspec.Struct, frozen=True, omit_defaults=True):
         function: the name of the function or class in it.
         code: the SHA-256 of the file, under which the lake keeps it; put in when the policy is loaded.
         columns: of a user's function: the columns it gives, with their types; of others none.
-        options: what the inspector is told.
+        options: options of the inspector.
         max_ms: of a user's function: how long one sample may take.
         max_memory_mib: of a user's function: its address space.
     """

@@ -63,7 +63,7 @@ def beside_path(path: Path) -> Path:
 def make_folder(folder: Path) -> None:
     """Make a folder that survives a power cut with all that is later synced in it; the missing ones above it likewise.
 
-    Its own name is synced even when it is there already: whoever made it may have been killed before that.
+    Its own name is synced even when it is there already: its maker may have been killed before that.
 
     Raises:
         OSError: the disk refused.

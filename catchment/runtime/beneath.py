@@ -126,7 +126,7 @@ def folder_beneath(root: Path, name: str = "") -> Iterator[int]:
 def rooted(path: Path, watched: Path) -> tuple[Path, str]:
     """A configured path as a root and a name below it: below the watched folder where it lies there, else itself.
 
-    What lies in the watched folder may be exchanged by whoever writes to it, even where the configuration names it.
+    What lies in the watched folder may be exchanged by its writers, even where the configuration names it.
     """
     inside = PurePath(os.path.normpath(path))
     folder = PurePath(os.path.normpath(watched))

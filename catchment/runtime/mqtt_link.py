@@ -1,7 +1,8 @@
 """Connect to the broker, the same way for every role: TLS context, client, and the broker's answer with a deadline and a cause.
 
-MQTT 5 and, where TLS is used, mutual TLS 1.3 at least. What a role does with its connection, and whether it comes back by
-itself, stays with the role.
+MQTT 5 and, where TLS is used, mutual TLS 1.3 at least. How a role comes back after a break stays with the role: agent and
+receipts make a new client each time, so that nothing of a broken connection is sent again unseen; the bridge keeps its session
+and drives the socket itself; the model server lets paho connect again.
 """
 
 import queue
@@ -217,10 +218,15 @@ def open_connection(
         refusal = f"no answer within {within_s:g} s"
     if refusal:
         client.on_disconnect = None  # what ends here was never begun
-        client.disconnect()
-        client.loop_stop()
+        close_connection(client)
         raise RefusedByBrokerError(refusal)
     return answers.limits
+
+
+def close_connection(client: mqtt.Client) -> None:
+    """Say goodbye, and wait until the network thread has ended. Also after a break, and more than once."""
+    client.disconnect()
+    client.loop_stop()
 
 
 class _Answers:

@@ -37,7 +37,7 @@ def may_join(first: SampleBatch, second: SampleBatch) -> bool:
 
 
 def join_batches(batches: Sequence[SampleBatch]) -> SampleBatch:
-    """One batch of all samples in order; its position is the last one told."""
+    """One batch of all samples in order; its position is the last one given."""
     if len(batches) == 1:
         return batches[0]
     first = batches[0]
@@ -55,18 +55,29 @@ def last_position(batches: Sequence[SampleBatch]) -> bytes | None:
     return next((batch.position for batch in reversed(batches) if batch.position is not None), None)
 
 
-def split_unset(batch: SampleBatch) -> list[tuple[SampleBatch, bool]]:
-    """A batch as one or two: samples whose event time was read from this machine's clock while it was not set stand apart.
+FindReferences = Callable[[Sequence[int]], list[ClockReference]]
+
+
+def split_unset(batch: SampleBatch, references: FindReferences | None) -> list[tuple[SampleBatch, ClockReference | None]]:
+    """A batch in parts: samples whose event time was read from this machine's clock while it was not set stand apart.
+
+    Args:
+        batch: the samples.
+        references: gives the basis of such event times; None: they are stored as they are.
 
     Returns:
-        (samples, whether their times need correction), in the batch's order within each.
+        (samples, what their times rest on where they need correction), in the batch's order within each.
     """
     limit_us = EARLIEST_MS * 1000
     unset = [row for row, time_us in enumerate(batch.event_time_us) if time_us < limit_us] if batch.agent_clock else []
-    if not unset or len(unset) == len(batch):
-        return [(batch, bool(unset))]
-    rest = [row for row, time_us in enumerate(batch.event_time_us) if time_us >= limit_us]
-    return [(batch.take(unset), True), (batch.take(rest), False)]
+    if references is None or not unset:
+        return [(batch, None)]
+    rows: dict[ClockReference | None, list[int]] = {}
+    for row, clock in zip(unset, references([batch.event_time_us[row] for row in unset]), strict=True):
+        rows.setdefault(clock, []).append(row)
+    if len(unset) < len(batch):
+        rows[None] = [row for row, time_us in enumerate(batch.event_time_us) if time_us >= limit_us]
+    return [(batch if len(part) == len(batch) else batch.take(part), clock) for clock, part in rows.items()]
 
 
 # C schemas, made once: building one per column and batch costs more than filling the column.
@@ -125,7 +136,7 @@ class Encoder:
         limits: how batches are cut.
         put_object: stores a large payload and names it.
         compress: whether bodies are compressed with zstd.
-        reference: what the times of a clock that is not set rest on; None: such samples are stored as they are.
+        references: what times of a clock that is not set rest on; None: such samples are stored as they are.
     """
 
     def __init__(
@@ -135,12 +146,12 @@ class Encoder:
         put_object: PutObject,
         *,
         compress: bool = False,
-        reference: Callable[[], ClockReference] | None = None,
+        references: FindReferences | None = None,
     ) -> None:
         self.contract = contract
         self._limits = limits
         self._put_object = put_object
-        self._reference = reference
+        self._references = references
         self._columns = {column.name: column for column in contract.columns}
         self._row_bytes = 0
         self._forms: dict[tuple[tuple[str, ...], bool], Form] = {}
@@ -156,11 +167,11 @@ class Encoder:
         unknown = batch.columns.keys() - self._columns.keys()
         if unknown:
             raise EncodingError(f"column {min(unknown)} is not in contract {self.contract.name} {self.contract.version}")
-        return tuple(envelope for part, is_unset in split_unset(batch) for envelope in self._encode(part, created_us, is_unset))
+        parts = split_unset(batch, self._references)
+        return tuple(envelope for part, clock in parts for envelope in self._encode(part, created_us, clock))
 
-    def _encode(self, batch: SampleBatch, created_us: int, is_unset: bool) -> list[NewEnvelope]:
+    def _encode(self, batch: SampleBatch, created_us: int, clock: ClockReference | None) -> list[NewEnvelope]:
         envelopes = []
-        clock = self._reference() if is_unset and self._reference is not None else None
         for piece in self._pieces(batch):
             body = self._body(batch, piece)
             self._row_bytes = max(1, len(body) // (piece.end - piece.start))
@@ -343,7 +354,7 @@ if sys.byteorder != "little":  # pragma: no cover
 
 
 class RetryingEncoder:
-    """Encodes batches so that none can hold up those behind it for ever.
+    """Encodes batches so that none can hold up those behind it permanently.
 
     Args:
         encoder: of the stream's contract.

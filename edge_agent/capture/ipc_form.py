@@ -1,6 +1,6 @@
 """One Arrow IPC stream per batch, written many times: nanoarrow makes it once per schema, and each batch fills its numbers in.
 
-To have nanoarrow write each batch costs several copies of every payload and as much again in objects; to write the format anew
+To have nanoarrow write each batch costs several copies of every payload and as much again in objects; to write the format again
 would be a library of our own. So its stream of one row is the form. All that differs between two batches of a schema
 are numbers at known places of the batch's metadata (a Flatbuffers table: Arrow's Message.fbs): how many rows, how many
 nulls, and where each buffer lies.

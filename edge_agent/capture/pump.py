@@ -23,7 +23,7 @@ from schemas.contract import Contract
 from schemas.envelope import Span
 from schemas.ids import StreamName
 
-# How long a source that failed rests before it is built anew. Pure.
+# How long a source that failed rests before it is built again. Pure.
 RESTART_FIRST_S = 0.5
 RESTART_CAP_S = 60.0
 # A source that gave samples for so many times its last rest is well again; one that gives a few and fails each time is not.
@@ -65,7 +65,7 @@ log = structlog.get_logger(__name__)
 
 
 class Tap:
-    """Copies of the next samples of a source, for whoever wants to see what it gives.
+    """Copies of the next samples of a source, for a trial that shows them.
 
     Attributes:
         batches: the copies, in order.
@@ -212,7 +212,7 @@ class SourcePump:
         return dict(self._transform.rejects.counts)
 
     def run(self, stop: threading.Event) -> None:
-        """Pump until the source ends or `stop` is set; a failed source is built anew after a while.
+        """Pump until the source ends or `stop` is set; a failed source is built again after a while.
 
         Raises:
             SpoolError: the spool is broken.
@@ -320,7 +320,7 @@ class SourcePump:
             priority=highest,
             source=self._config.name,
             position=last_position((*self._passed, batch)),
-            waits_for_room=self._config.when_full == "block",
+            waits_for_room=self._config.waits_for_room,
             left_out=tuple(left_out.items()),
         )
         # What was skipped lies before this batch: its position, and what it left out, cover both.

@@ -62,7 +62,7 @@ class Relay:
         """Hand in; waits until the one before is handed in, so that no more than two are in memory.
 
         Raises:
-            SpoolError: the spool is closed or broken; it may be told by the result instead.
+            SpoolError: the spool is closed or broken; the result may say so instead.
         """
         if self._thread is None:
             if not self._is_worth_it or all(len(envelope.body) < MIN_BODY_BYTES for envelope in append.envelopes):

@@ -1,11 +1,11 @@
-"""A model on this device: its settings, and the messages between the agent and the model's process."""
+"""A model on this device: its settings, and the messages to the processes that check and run it."""
 
 import msgspec
 
 from edge_agent.errors import ConfigError
 from schemas.ids import StreamName
 from schemas.model import MAX_MODEL_BYTES, MODEL_ANSWER_MS, MODEL_LOAD_S, MODEL_MEMORY_MIB, ModelSpec
-from schemas.rollout import MODEL_NAME
+from schemas.rollout import MODEL_NAME, Desired
 
 MIN_MEMORY_MIB = 96  # what the runtime takes before any model
 MAX_MS = 600_000
@@ -80,3 +80,57 @@ class PictureRequest(msgspec.Struct, frozen=True, tag="picture"):
 
 
 Request = GoldenRequest | PictureRequest
+
+
+class TrustOptions(msgspec.Struct, frozen=True):
+    """Options of the process that checks signatures.
+
+    Attributes:
+        root: the trusted root metadata's bytes.
+        metadata: folder where the newest metadata are kept, which is what makes going back detectable.
+        fetched: folder of the files that the agent fetched for this check.
+        max_bytes: the largest model taken.
+    """
+
+    root: bytes
+    metadata: str
+    fetched: str
+    max_bytes: int
+
+
+class TrustRequest(msgspec.Struct, frozen=True):
+    """Ask whether the keys vouch for a model.
+
+    Attributes:
+        desired: which model.
+        files: path in the repository -> name of its file in `fetched`; empty where the repository does not have it.
+        into: where the model's bytes go once they are verified; empty: only its metadata are checked.
+    """
+
+    desired: Desired
+    files: dict[str, str]
+    into: str = ""
+
+
+class FileNeeded(msgspec.Struct, frozen=True, tag="file_needed"):
+    """The check cannot go on without this file of the repository, of which at most so many bytes are taken."""
+
+    path: str
+    max_bytes: int
+
+
+class Vouched(msgspec.Struct, frozen=True, tag="vouched"):
+    """The keys vouch for the model: its SHA-256, and what they say it is."""
+
+    digest: str
+    spec: ModelSpec
+
+
+class Distrusted(msgspec.Struct, frozen=True, tag="distrusted"):
+    """The model is not taken: the error's class, and why."""
+
+    kind: str
+    reason: str
+
+
+TrustAnswer = FileNeeded | Vouched | Distrusted

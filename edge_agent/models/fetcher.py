@@ -1,34 +1,61 @@
-"""TUF's way to the repository: files asked for in pieces over MQTT, several in flight, each asked again when it is late."""
+"""Bring a model that the signing keys vouch for: files in pieces over MQTT, checked by a limited process.
+
+Several pieces are in flight, each requested again when it is late. Which files are needed, and whether they are right, the
+process decides (`edge_agent.models.trust`); nothing is believed before it has.
+"""
 
 import secrets
-import tempfile
+import shutil
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import TypeAlias
 
-from tuf.api.exceptions import DownloadError, DownloadHTTPError, DownloadLengthMismatchError
-from tuf.ngclient.fetcher import FetcherInterface
+import msgspec
 
+from catchment.runtime.worker.limits import MIB, WorkerLimits
+from catchment.runtime.worker.outcome import Answered
+from catchment.runtime.worker.process import WorkerProcess, WorkerSpec
+from edge_agent.errors import ModelError, ModelUnfitError, UntrustedModelError
+from edge_agent.models.config import Distrusted, FileNeeded, TrustAnswer, TrustOptions, TrustRequest, Vouched
 from edge_agent.uplink.downlink import ModelRequest
 from schemas.envelope import Properties
 from schemas.errors import SchemaError
+from schemas.model import ModelSpec
 from schemas.rollout import (
     MAX_PIECE_BYTES,
     STATUS_MISSING,
     STATUS_OK,
     STATUS_PROPERTY,
     TOTAL_PROPERTY,
+    Desired,
     PieceRequest,
     encode_piece_request,
 )
 
-BASE_URL = "catchment://models/"
-_ENDLESS = 1 << 62
+_TARGET = "edge_agent.models.trust:open_trust"
+_CHECK_TIMEOUT_S = 120.0
+_MEMORY_BYTES = 128 * MIB
+_METADATA_BYTES = 64 * MIB
+_MAX_ROUNDS = 200
+# The verified bytes are copied once from where they came in.
+_COPIES = 2
+_SPARE_BYTES = 1024 * 1024
+
+Held: TypeAlias = Callable[[int, str], Path | None]
+Check: TypeAlias = Callable[[TrustRequest], FileNeeded | Vouched]
+
+
+class FetchError(ModelError):
+    """Try again later: a file of the repository did not come."""
+
+
+class NotInRepositoryError(FetchError):
+    """The model server does not have this file."""
 
 
 @dataclass(slots=True)
@@ -48,12 +75,11 @@ class _Piece:
         return bool(self.status)
 
 
-class PieceFetcher(FetcherInterface):
+class PieceFetcher:
     """Fetches `metadata/…` and `targets/…` of the core's repository.
 
     Args:
         send_request: publishes a request to the model server; may fail silently, it is asked again.
-        folder: where a download lies until it is verified; on the device's disk, never in a memory-backed /tmp.
         window: pieces in flight.
         piece_bytes: bytes of one piece; below the broker's maximum packet size.
         timeout_s: how long a piece may be under way before it is asked for again.
@@ -63,14 +89,12 @@ class PieceFetcher(FetcherInterface):
     def __init__(
         self,
         send_request: Callable[[ModelRequest], None],
-        folder: Path,
         window: int = 8,
         piece_bytes: int = 128 * 1024,
         timeout_s: float = 5.0,
         tries: int = 6,
     ) -> None:
         self._send = send_request
-        self._folder = folder
         self._window = window
         self._piece_bytes = min(piece_bytes, MAX_PIECE_BYTES)
         self._timeout_s = timeout_s
@@ -110,29 +134,22 @@ class PieceFetcher(FetcherInterface):
             self._closed = True
             self._arrived.notify_all()
 
-    @contextmanager
-    def download_file(self, url: str, max_length: int) -> Iterator[IO[bytes]]:
-        """As the interface says, but onto the device's own disk and never asking beyond `max_length` + 1 bytes."""
-        with tempfile.TemporaryFile(dir=self._folder) as file:
-            received = 0
-            for body in self._guarded(url, max_length + 1):
-                received += len(body)
-                if received > max_length:
-                    raise DownloadLengthMismatchError(f"{url}: more than the {max_length} bytes that the signed metadata allow")
-                file.write(body)
-            file.seek(0)
-            yield file
+    def fetch(self, path: str, limit: int, into: Path) -> bool:
+        """Write a file of the repository, at most `limit` of its bytes; whether the repository has it.
 
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        return self._guarded(url, _ENDLESS)
-
-    def _guarded(self, url: str, limit: int) -> Iterator[bytes]:
-        if not url.startswith(BASE_URL):
-            raise DownloadError(f"{url} is not of this repository")
-        try:
-            yield from self._pieces(url.removeprefix(BASE_URL), limit)
-        except SchemaError as error:
-            raise DownloadError(f"{url}: {error}") from error
+        Raises:
+            FetchError: it did not come, or nobody waits for it any more.
+            OSError: the disk refuses.
+        """
+        with into.open("wb") as file:
+            try:
+                for body in self._pieces(path, limit):
+                    file.write(body)
+            except NotInRepositoryError:
+                return False
+            except SchemaError as error:
+                raise FetchError(f"{path}: {error}") from error
+        return True
 
     def _pieces(self, path: str, limit: int) -> Iterator[bytes]:
         """The file's bytes in order, at most `limit`. The first piece tells how long the file is."""
@@ -150,7 +167,7 @@ class PieceFetcher(FetcherInterface):
                 piece = window.popleft()
                 body = self._wait(piece)
                 if piece.total != total:
-                    raise DownloadError(f"{path} changed while it was fetched")
+                    raise FetchError(f"{path} changed while it was fetched")
                 yield body
         finally:
             for piece in window:
@@ -174,7 +191,7 @@ class PieceFetcher(FetcherInterface):
         try:
             while not self._has_come(piece):
                 if piece.tries >= self._tries:
-                    raise DownloadError(f"{piece.request.path}: no answer to {piece.tries} requests")
+                    raise FetchError(f"{piece.request.path}: no answer to {piece.tries} requests")
                 self._send_again(piece)
         finally:
             self._forget(piece)
@@ -186,7 +203,7 @@ class PieceFetcher(FetcherInterface):
             is_over = lambda: piece.is_here or self._closed or self._is_interrupted  # noqa: E731
             self._arrived.wait_for(is_over, max(0.0, piece.due_s - time.monotonic()))
             if self._closed or self._is_interrupted:
-                raise DownloadError("the agent stops" if self._closed else "it is not wanted any more")
+                raise FetchError("the agent stops" if self._closed else "it is not wanted any more")
             return piece.is_here
 
     def _forget(self, piece: _Piece) -> None:
@@ -198,10 +215,122 @@ class PieceFetcher(FetcherInterface):
 def _checked(piece: _Piece) -> bytes:
     request = piece.request
     if piece.status == STATUS_MISSING:
-        raise DownloadHTTPError(f"{request.path} is not in the repository", 404)
+        raise NotInRepositoryError(f"{request.path} is not in the repository")
     if piece.status != STATUS_OK or piece.total < 0:
-        raise DownloadError(f"{request.path}: the model server answered {piece.status[:80]!r}")
+        raise FetchError(f"{request.path}: the model server answered {piece.status[:80]!r}")
     expected = min(request.length, max(0, piece.total - request.offset))
     if len(piece.body) != expected:
-        raise DownloadError(f"{request.path}: {len(piece.body)} bytes at {request.offset} where {expected} were asked for")
+        raise FetchError(f"{request.path}: {len(piece.body)} bytes at {request.offset} where {expected} were asked for")
     return piece.body
+
+
+@contextmanager
+def trust_process(options: TrustOptions) -> Iterator[Check]:
+    """Run the process that checks, for as long as one model is fetched.
+
+    Raises:
+        ModelError: it does not start.
+    """
+    limits = WorkerLimits(
+        memory_bytes=_MEMORY_BYTES,
+        cpu_s=round(_CHECK_TIMEOUT_S),
+        file_bytes=max(options.max_bytes, _METADATA_BYTES),
+        start_timeout_s=_CHECK_TIMEOUT_S,
+    )
+    with WorkerProcess(WorkerSpec(target=_TARGET, options=msgspec.msgpack.encode(options), limits=limits)) as worker:
+        try:
+            outcome = worker.start()
+        except OSError as error:
+            raise ModelError(f"no process to check signatures can be started: {error}") from error
+        if not isinstance(outcome, Answered):
+            raise ModelError(f"the process that checks signatures does not start: {outcome}")
+
+        def check(request: TrustRequest) -> FileNeeded | Vouched:
+            outcome = worker.request(msgspec.msgpack.encode(request), _CHECK_TIMEOUT_S)
+            if not isinstance(outcome, Answered):
+                raise ModelError(f"the signatures could not be checked: {outcome}")
+            answer: TrustAnswer = msgspec.msgpack.decode(outcome.body, type=TrustAnswer)
+            if isinstance(answer, Distrusted):
+                kinds = {kind.__name__: kind for kind in (UntrustedModelError, ModelUnfitError)}
+                raise kinds.get(answer.kind, ModelError)(answer.reason)
+            return answer
+
+        yield check
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedModel:
+    """A model's bytes on disk that the keys vouch for, and what they say it is."""
+
+    path: Path
+    digest: str
+    spec: ModelSpec
+
+
+class ModelFetcher:
+    """Brings the bytes of a model that the keys vouch for.
+
+    Args:
+        pieces: the way to the repository.
+        options: what the check needs.
+        open_check: starts the check of one model.
+    """
+
+    def __init__(
+        self,
+        pieces: PieceFetcher,
+        options: TrustOptions,
+        open_check: Callable[[TrustOptions], AbstractContextManager[Check]] = trust_process,
+    ) -> None:
+        self._pieces = pieces
+        self._options = options
+        self._open_check = open_check
+        self._fetched = Path(options.fetched)
+        shutil.rmtree(self._fetched, ignore_errors=True)  # of a fetch that a kill ended
+
+    def fetch(self, desired: Desired, into: Path, held: Held) -> TrustedModel:
+        """Bring the desired model's bytes into a file.
+
+        Args:
+            desired: which model.
+            into: where they go.
+            held: where the bytes of a version with a digest are already, whole; then they are not fetched.
+
+        Raises:
+            UntrustedModelError: tampered, rolled back, foreign, or signed as another model.
+            ModelUnfitError: too large for this device.
+            ModelError: the repository cannot be reached or is expired by this device's clock, or the disk refuses.
+        """
+        files: dict[str, str] = {}
+        try:
+            self._fetched.mkdir(parents=True, exist_ok=True)
+            with self._open_check(self._options) as check:
+                vouched = self._ask(check, TrustRequest(desired, files))
+                path = held(vouched.spec.version, vouched.digest)
+                if path is None:
+                    vouched = self._ask(check, TrustRequest(desired, files, str(into.absolute())))
+        except (FetchError, OSError) as error:
+            raise ModelError(f"{desired.target} cannot be fetched: {error}") from error
+        finally:
+            shutil.rmtree(self._fetched, ignore_errors=True)
+        return TrustedModel(path or into, vouched.digest, vouched.spec)
+
+    def _ask(self, check: Check, request: TrustRequest) -> Vouched:
+        """Fetch what the check needs, file by file, until it is done. `request.files` grows by each."""
+        for _ in range(_MAX_ROUNDS):
+            answer = check(request)
+            if isinstance(answer, Vouched):
+                return answer
+            if request.into:
+                self._demand_room(request.desired, answer.max_bytes)
+            name = f"{len(request.files)}"
+            # One byte more than is allowed shows that a file is too long.
+            is_there = self._pieces.fetch(answer.path, answer.max_bytes + 1, self._fetched / name)
+            request.files[answer.path] = name if is_there else ""
+        raise ModelError(f"{request.desired.target} needs more than {_MAX_ROUNDS} files")
+
+    def _demand_room(self, desired: Desired, size_bytes: int) -> None:
+        needed = _COPIES * size_bytes + _SPARE_BYTES
+        free = shutil.disk_usage(self._fetched).free
+        if free < needed:
+            raise ModelError(f"disk: {desired.target} needs {needed:,} bytes while it is fetched, and {free:,} are free")

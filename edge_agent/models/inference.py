@@ -150,7 +150,7 @@ class Classifier:
 
 
 def _raise_if_out_of_memory(error: Exception) -> None:
-    """The runtime reports memory that it was refused as one of its own exceptions, told apart by their text."""
+    """The runtime reports memory that it was refused as one of its own exceptions, distinguished by their text."""
     if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY):
         raise MemoryError from error
 

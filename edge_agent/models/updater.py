@@ -19,13 +19,12 @@ from edge_agent.errors import (
     RottenModelError,
     UntrustedModelError,
 )
-from edge_agent.models.config import ModelConfig
-from edge_agent.models.fetcher import PieceFetcher
+from edge_agent.models.config import ModelConfig, TrustOptions
+from edge_agent.models.fetcher import ModelFetcher, PieceFetcher
 from edge_agent.models.loader import ModelLoader
 from edge_agent.models.model_process import ModelProblem, RunningModel, check_extra
 from edge_agent.models.state import MAX_ATTEMPTS, Installed
 from edge_agent.models.store import ModelStore
-from edge_agent.models.trust import TrustAnchor
 from edge_agent.models.wanted import WantedModel
 from edge_agent.sources.api import SampleBatch
 from edge_agent.uplink.downlink import ModelRequest
@@ -77,8 +76,9 @@ class ModelUpdater:
         self._clock = clock
         folder = state_dir / "models" / config.name
         self.store = ModelStore(folder)
-        self._fetcher = PieceFetcher(send_request, folder, timeout_s=piece_timeout_s)
-        self._trust = TrustAnchor(_root(config), folder / "metadata", self._fetcher, config.max_bytes)
+        self._pieces = PieceFetcher(send_request, timeout_s=piece_timeout_s)
+        metadata, fetched = (str((folder / name).absolute()) for name in ("metadata", "fetched"))
+        self._fetcher = ModelFetcher(self._pieces, TrustOptions(_root(config), metadata, fetched, config.max_bytes))
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._wanted = WantedModel(config.name, orders, clock, self._on_change)
@@ -164,7 +164,7 @@ class ModelUpdater:
 
     def _on_change(self) -> None:
         """Something else is wanted, or nothing: what is fetched now is not needed, and what went wrong with it does not count."""
-        self._fetcher.interrupt()
+        self._pieces.interrupt()
         with self._lock:
             self._refusal = self._blocked = ""
             self._retry.succeeded()
@@ -172,7 +172,7 @@ class ModelUpdater:
 
     def on_piece(self, correlation: bytes, properties: Properties, body: bytes) -> None:
         """A piece of a file came."""
-        self._fetcher.on_piece(correlation, properties, body)
+        self._pieces.on_piece(correlation, properties, body)
 
     # -- the updater's own thread -----------------------------------------------------------------------------------
 
@@ -193,7 +193,7 @@ class ModelUpdater:
 
     def close(self) -> None:
         """End a download or a load that is under way, and the model's process; the stop is recorded as orderly."""
-        self._fetcher.close()
+        self._pieces.close()
         self._loader.close()
         if self.worker is not None:
             self.worker.join(_WAIT_S * 5)
@@ -311,11 +311,11 @@ class ModelUpdater:
         """Fetch, verify, load, test, switch: the model in force is not touched before the last step."""
         if self._loader.is_exhausted(wanted.version):
             raise ModelUnfitError(f"version {wanted.version} did not survive {MAX_ATTEMPTS} attempts to load it")
-        self._fetcher.begin()
+        self._pieces.begin()
         if wanted != self._wanted.current:
             raise ModelNotWantedError(f"version {wanted.version} is not wanted any more")
         try:
-            trusted = self._trust.fetch(wanted, self.store.incoming, self.store.held)
+            trusted = self._fetcher.fetch(wanted, self.store.incoming, self.store.held)
             installed = Installed(wanted.version, trusted.digest, trusted.spec)
             self.store.add(installed)
         except ModelError:

@@ -95,14 +95,14 @@ class PictureRedactor:
         self._redact = redact
 
     def redact(self, payload: bytes | Path, regions: object) -> bytes:
-        """The picture, encoded anew, without what must not be seen.
+        """The picture, encoded again, without what must not be seen.
 
         Args:
             payload: JPEG or PNG.
             regions: text of the contract's column that names this picture's regions.
 
         Raises:
-            UnredactableError: it is no such picture, too large, or nothing understandable is told about its regions.
+            UnredactableError: it is no such picture, too large, or its regions are missing or malformed.
         """
         try:
             with as_errors():

@@ -63,7 +63,7 @@ class PictureProcess:
         return tuple(msgspec.msgpack.decode(self._ask(InspectRequest(body, path))))
 
     def redact(self, redact: ImageRedact, payload: bytes | Path, regions: object) -> bytes:
-        """The picture, encoded anew, without what must not be seen.
+        """The picture, encoded again, without what must not be seen.
 
         Raises:
             HarmfulPictureError: the picture cannot be redacted.

@@ -253,7 +253,7 @@ class PolicyStore:
         self._wake.set()
 
     def run(self, stop: threading.Event) -> None:
-        """Look at what came down, one at a time, the newest only, until told to stop."""
+        """Look at what came down, one at a time, the newest only, until it is stopped."""
         while not stop.is_set():
             if not self._wake.wait(_LOOK_S):
                 continue

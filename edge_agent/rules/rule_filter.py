@@ -212,7 +212,7 @@ class RuleFilter:
             log.info("edge_rules_active", stream=self._contract.name, rules=len(self._rules))
 
     def _compiled(self, rule: EdgeRule) -> SqlExpression | None:
-        """The rule as the engine takes it; None, and told, where it would mean something else here than in the core."""
+        """The rule as the engine takes it; None, and logged, where it would mean something else here than in the core."""
         try:
             names = columns_read(rule.sql)
             problem = self._problem(rule, names)

@@ -14,6 +14,15 @@ ROW_OVERHEAD_BYTES = 256
 KEPT_PRIORITY = 2_000_000
 
 
+def eviction_priority(priority: int, *, waits_for_room: bool) -> int:
+    """The highest priority that is given up for samples of this one.
+
+    A stream that is never given up is worth more than any that is: all of those make way for it, and it waits only where its
+    own kind fills the spool. By its own priority it would wait beside samples that are given up the moment others come in.
+    """
+    return KEPT_PRIORITY - 1 if waits_for_room else priority
+
+
 class State(IntEnum):
     """The state of an envelope. Leases are kept in memory only: after a restart everything unsettled is sent again."""
 
@@ -138,6 +147,11 @@ class Append:
         if self.waits_for_room:
             return KEPT_PRIORITY
         return self.priority if envelope.priority is None else envelope.priority
+
+    @property
+    def eviction_priority(self) -> int:
+        """The highest priority that is given up for this."""
+        return eviction_priority(self.priority, waits_for_room=self.waits_for_room)
 
     @property
     def cost_bytes(self) -> int:

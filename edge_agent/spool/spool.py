@@ -94,9 +94,9 @@ class Spool:
             SpoolError: the spool is closed or broken.
         """
         sealed = seal_append(append, self._seal)
-        if not append.waits_for_room and self._budget.lacks_for_bodies(sealed):
+        if self._budget.lacks_for_bodies(sealed):
             # As rows they would pass through the log, which has no room for so much beside a full quota.
-            self._make_room(sealed.cost_bytes, append.priority)
+            self._make_room(sealed.cost_bytes, append.eviction_priority)
         future = self._writer.append(self._bodies.put_all(sealed, self._budget.for_files_bytes))
         pinned = [envelope.large.digest for envelope in append.envelopes if envelope.large is not None]
         if pinned:

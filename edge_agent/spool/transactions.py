@@ -152,7 +152,7 @@ class Transactions:
                 spans.append(self._insert(append))
                 continue
             if append.cost_bytes <= self._budget.soft_limit_bytes:
-                removed += self._evict_until(partial(self._lacking, append.row_bytes), append.priority, in_flight)
+                removed += self._evict_until(partial(self._lacking, append.row_bytes), append.eviction_priority, in_flight)
             if self._lacking(append.row_bytes) <= 0:
                 spans.append(self._insert(append))
             elif append.waits_for_room and append.cost_bytes <= self._budget.soft_limit_bytes:

@@ -244,7 +244,7 @@ class SpoolWriter:
             self._on_removed(done.removed)
             if done.removed.ids:
                 return
-        priority = max((append.priority for append, _ in taken.appends), default=-1)
+        priority = max((append.eviction_priority for append, _ in taken.appends), default=-1)
         need_bytes = 2 * sum(append.cost_bytes for append, _ in taken.appends)
         removed = self._tried(lambda: self._transactions.evict(need_bytes, priority, self._in_flight()))
         if removed is not None and removed.ids:

@@ -1,7 +1,7 @@
 """Samples of a running agent's own source, for a trial: a port or a device that only one program can read.
 
 The trial's program listens on a socket in the agent's state folder and asks for samples; the agent's main thread finds the
-socket, copies what the source gives anyway, and answers. Nothing is written to disk; whoever leaves is forgotten.
+socket, copies what the source gives anyway, and answers. Nothing is written to disk; a trial that ends is forgotten.
 """
 
 import contextlib
@@ -78,7 +78,7 @@ class TapServer:
         try:
             connection = _connected(path)
         except OSError:
-            path.unlink(missing_ok=True)  # whoever asked is gone
+            path.unlink(missing_ok=True)  # the trial is gone
             return
         try:
             connection.settimeout(_ANSWER_S)

@@ -83,11 +83,11 @@ class Downlink:
         self._on_policy = taker
 
     def hand_shares_to(self, taker: Callable[[ShareNotice], None]) -> None:
-        """Give notices that this device sends more than its share to whoever sends."""
+        """Give notices that this device sends more than its share to the sender."""
         self._on_share = taker
 
     def handle(self, message: MessageArrived) -> bool:
-        """Act on a message; a malformed one is told and counted. Returns whether it was a receipt that says something new.
+        """Act on a message; a malformed one is logged and counted. Returns whether it was a receipt that says something new.
 
         Raises:
             SpoolError: the spool is broken.

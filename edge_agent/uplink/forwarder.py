@@ -103,7 +103,7 @@ class Reporter:
 _TICK_S = 1.0
 _TURN_S = 5.0
 _EVENTS_AT_ONCE = 256
-# So long after a message could not be sent, paho has told why.
+# So long after a message could not be sent, paho has reported why.
 _LAST_WORDS_S = 1.0
 _LAST_BATCHES = 64
 _RECONNECT_CAP_S = 30.0
@@ -165,7 +165,7 @@ class Forwarder:
         self._news: queue.SimpleQueue[UplinkConfig] = queue.SimpleQueue()
 
     def run(self, stop: threading.Event) -> None:
-        """Send until told to stop.
+        """Send until it is stopped.
 
         Raises:
             SpoolError: the spool is broken.

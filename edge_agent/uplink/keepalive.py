@@ -1,7 +1,7 @@
 """When is a connection dead? Not while the network still takes what we send, however slowly.
 
 Paho gives up when nothing was heard for two keep-alive times. One long message on a slow link takes longer: it would be
-sent from its beginning again and again, for ever. So while the kernel's buffer empties, the connection lives.
+sent from its beginning again and again. So while the kernel's buffer empties, the connection lives.
 
 And how fast may it go within one message? The rate limiter releases whole messages; here they go to the socket as the pacer says,
 whatever lies below: TCP, TLS or WebSockets.

@@ -1,7 +1,7 @@
 """Find the envelope that makes the broker end the connection, where the link itself is sound, and send around it.
 
 Some brokers and proxies answer a message they do not want by hanging up. Sent again first on every connection, it would
-hold up all others for ever. But a link that merely breaks often must not park a good envelope. So:
+hold up all others permanently. But a link that merely breaks often must not park a good envelope. So:
 
 * What was unanswered at the end of several connections in a row makes us *careful*: one envelope under way at a time.
 * One that was alone under way when the connection ended is a *suspect*: it is paused, others go, and once a connection has

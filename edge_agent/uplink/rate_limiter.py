@@ -30,7 +30,7 @@ class SendLimits:
 class TokenBucket:
     """Bytes that may be sent now. A message may be larger than what is left: it goes, and leaves a debt.
 
-    So a large message is never held for ever, and the average still holds.
+    So a large message is never held permanently, and the average still holds.
     """
 
     bytes_per_s: int

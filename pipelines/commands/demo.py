@@ -89,7 +89,7 @@ def _tell_places(console: PlainConsole, outcome: Outcome) -> None:
     folder = Path(outcome.folder)
     console.print(f"\nEverything lies in {folder}: core.toml, agents/, policies/, lake/, logs/.", soft_wrap=True)
     for one in outcome.sets:
-        console.print(f"  set {one.name}: {one.folder}", soft_wrap=True)
+        console.print(f"  set {one.name}: {one.folder} (its card: card.html)", soft_wrap=True)
     console.print("\nTry next:")
     name = outcome.sets[-1].name if outcome.sets else "surface"
     for line in (

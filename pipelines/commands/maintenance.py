@@ -8,7 +8,7 @@ import structlog
 import typer
 
 from pipelines.commands.options import AsJson, Config, show
-from pipelines.config import CoreConfig, load_core_config
+from pipelines.config import load_core_config
 from pipelines.contracts.registry import warn_of_retention
 from pipelines.errors import RefusedError, RetryLaterError
 from pipelines.lake.compact import compact_all
@@ -36,7 +36,7 @@ def vacuum(
 ) -> None:
     """Delete files that nothing refers to: replaced files past their time, orphans of crashes, segments long since rows."""
     core = load_core_config(config)
-    lake, keep = lake_of(core), keep_of(core)
+    lake, keep = lake_of(core), Keep.of(core.maintain)
     with ExitStack() as held:
         held.enter_context(only_maintenance(lake))
         if now:
@@ -59,7 +59,7 @@ def maintain(
     stop = stop_on_signals()
     while not stop.is_set():
         try:
-            maintain_once(lake_of(core), keep_of(core))
+            maintain_once(lake_of(core), Keep.of(core.maintain))
         except OSError as error:
             raise RetryLaterError(f"maintenance: {error}; try again") from error
         except RefusedError as error:
@@ -69,9 +69,3 @@ def maintain(
         if not every_s:
             return
         stop.wait(every_s)
-
-
-def keep_of(core: CoreConfig) -> Keep:
-    """How long things are kept, by the configuration."""
-    limits = core.maintain
-    return Keep(limits.keep_versions_h, limits.keep_landing_h, limits.keep_objects_h, versions=limits.keep_versions)

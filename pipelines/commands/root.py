@@ -124,6 +124,9 @@ def run(
     """Turn landed segments into rows, again and again: plan, run, commit, receipts. Kill it at any time."""
     from catchment.runtime.clock import SystemClock  # noqa: PLC0415  # heavy only here
     from pipelines.ingest.loop_process import run_loop  # noqa: PLC0415  # heavy only here
+    from pipelines.lake.lake import lake_of  # noqa: PLC0415  # only here
+    from pipelines.maintenance.maintain import LogShortener, only_maintenance  # noqa: PLC0415  # only here
+    from pipelines.maintenance.vacuum import Keep  # noqa: PLC0415  # only here
     from pipelines.runners.engine import Engine  # noqa: PLC0415  # only here
 
     core = load_core_config(config)
@@ -131,15 +134,14 @@ def run(
     engine = Engine(runner or core.run.runner, options, workers or core.run.dask_workers)
     if from_landing:
         from pipelines.ingest.backfill import backfill, segments_of  # noqa: PLC0415  # only here
-        from pipelines.lake.lake import lake_of  # noqa: PLC0415  # only here
         from pipelines.lake.workplace import scratch  # noqa: PLC0415  # only here
-        from pipelines.maintenance.maintain import only_maintenance  # noqa: PLC0415  # only here
 
         with only_maintenance(lake_of(core)), scratch(core.lake_root, "backfill"):
             done = backfill(core, segments_of(from_landing), engine, SystemClock())
         show("Replaced rows", [asdict(one) for one in done], as_json=as_json)
         return
-    run_loop(core, stop_on_signals(), SystemClock(), once=once, engine=engine)
+    shortener = LogShortener(lake_of(core), Keep.of(core.maintain))
+    run_loop(core, stop_on_signals(), SystemClock(), once=once, engine=engine, after_run=shortener.after_run)
 
 
 @app.command()

@@ -5,6 +5,7 @@ largest and the mean response of each, and a logistic regression on those: few e
 seconds on one core. All of it is in the ONNX file, from pixels in 0..1 to class probabilities.
 """
 
+import importlib.util
 import io
 import json
 from collections.abc import Iterable, Iterator
@@ -157,14 +158,72 @@ def build_and_read(commands: DemoCommands, site: DemoSite, name: str, stream: st
         "catchment", "set", "build", name, "--from", stream, "--where", where, "--split", "train=0.8,test=0.2",
         "--group", "device,epoch,seq", "--json", "-c", str(site.core_config),
     )  # fmt: skip
+    folder = _built(site, output)
+    return folder, read_epoch(folder)
+
+
+# Frames of the vehicle, each with the nearest telemetry; windows of telemetry with the frame of that moment.
+SCENES = """\
+id: scenes
+description: Frames of the vehicle with its speed and turning at that moment.
+sources: [{stream: camera_frame, where: "camera = 'front'"}]
+joins: [{stream: vehicle_telemetry, columns: [speed_mps, yaw_rate_dps], tolerance: 200 ms, age: telemetry_age_s}]
+where: speed_mps IS NOT NULL
+derive: [{name: motion, value: "CASE WHEN abs(yaw_rate_dps) > 8 THEN 'turning' ELSE 'straight' END"}]
+label: {column: motion, name: motion_class}
+split: {shares: {train: 0.75, test: 0.25}, group: [device], block: 2 s, stratify: [motion_class]}
+"""
+WINDOWS = (
+    "--from", "vehicle_telemetry", "--from", "camera_frame", "--where", "device = 'vehicle-7'", "--format", "zarr",
+    "--window", "2s", "--stride", "1s", "--rate", "20", "--columns", "speed_mps,steering_deg,yaw_rate_dps,width",
+    "--group", "device", "--block", "4s", "--split", "train=0.75,test=0.25",
+)  # fmt: skip
+WINDOWS_NAME = "drive-windows"
+_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class VehicleSets:
+    """The sets of the vehicle's streams: `scenes` of frames with telemetry, `windows` of arrays; and the samples read of each."""
+
+    scenes: Path
+    scene_samples: int
+    windows: Path
+    window_samples: int
+
+
+def build_vehicle_sets(commands: DemoCommands, site: DemoSite) -> VehicleSets:
+    """Build frames joined with telemetry, stratified by what the vehicle did, and windows of both streams as Zarr arrays."""
+    spec = site.folder / "scenes.yaml"
+    spec.write_text(SCENES)
+    core = ("--json", "-c", str(site.core_config))
+    scenes = _built(site, commands.run("catchment", "set", "build", str(spec), "--allow-missing", *core))
+    windows = _built(site, commands.run("catchment", "set", "build", WINDOWS_NAME, *WINDOWS, *core))
+    return VehicleSets(scenes, read_epoch(scenes), windows, read_epoch(windows))
+
+
+def _built(site: DemoSite, output: str) -> Path:
     document = json.loads(output.strip().splitlines()[-1])
-    folder = site.lake / "sets" / name / str(document["version"])
+    return site.lake / "sets" / str(document["name"]) / str(document["version"])
+
+
+def read_epoch(folder: Path) -> int:
+    """Read a shuffled epoch of both splits; the samples read."""
     read = 0
     for split in ("train", "test"):
-        samples = open_set(folder, split)
-        for sample in samples.shuffled(EPOCH_SEED):
+        for sample in open_set(folder, split).shuffled(EPOCH_SEED):
             read += 1 if sample.payload is None or len(sample.payload) else 0
-    return folder, read
+    return read
+
+
+def torch_epoch(folder: Path) -> int | None:
+    """Load an epoch of the train split as PyTorch tensors; the samples, or None where PyTorch is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        return None
+    loaded = 0
+    for batch in open_set(folder, "train").torch(batch_size=_BATCH, seed=EPOCH_SEED):
+        loaded += len(batch["index"])
+    return loaded
 
 
 def train_on(folder: Path) -> TrainedModel:

@@ -16,7 +16,7 @@ import msgspec
 
 from catchment.runtime.clock import Clock, SystemClock
 from pipelines.config import load_core_config
-from pipelines.demo.learn import build_and_read, publish, train_on
+from pipelines.demo.learn import build_and_read, build_vehicle_sets, publish, torch_epoch, train_on
 from pipelines.demo.processes import HOST, ProcessGroup, start_broker
 from pipelines.demo.site import MODEL, AgentPlan, DemoSite, Wiring, device_command, simulated_agents, write_site
 from pipelines.demo.stage import DemoStage, Proxy, Watch, tallies
@@ -214,6 +214,7 @@ def _learn(stage: DemoStage) -> tuple[tuple[SetRead, ...], float]:
         sets.append(SetRead(name, str(folder), samples))
         stage.view.event(f"set {name}: {samples:,} samples; a shuffled epoch of it is read back")
         stage.snapshot()
+    sets += _vehicle_sets(stage)
     model = train_on(Path(sets[1].folder))
     stage.view.event(
         f"trained on {model.samples} pictures ({', '.join(model.labels)}):"
@@ -221,6 +222,29 @@ def _learn(stage: DemoStage) -> tuple[tuple[SetRead, ...], float]:
     )
     publish(stage.commands, stage.site, model)
     return tuple(sets), model.test_accuracy
+
+
+def _vehicle_sets(stage: DemoStage) -> list[SetRead]:
+    """Frames joined with telemetry, windows as Zarr arrays, and an epoch of each; with PyTorch where it is installed."""
+    built = build_vehicle_sets(stage.commands, stage.site)
+    stage.view.event(
+        f"set {built.scenes.parent.name}: {built.scene_samples:,} frames with the telemetry of their moment, split by blocks of"
+        f" time and by class; its card: {built.scenes / 'card.html'}"
+    )
+    stage.view.event(
+        f"set {built.windows.parent.name}: {built.window_samples:,} windows of telemetry and frames as Zarr arrays:"
+        f" {built.windows / 'train.zarr'}"
+    )
+    loaded = torch_epoch(built.windows)
+    if loaded is None:
+        stage.view.event("PyTorch is not installed: no epoch of tensors (python -m pip install torch)")
+    else:
+        stage.view.event(f"PyTorch loaded an epoch of {loaded:,} windows as tensors")
+    stage.snapshot()
+    return [
+        SetRead(built.scenes.parent.name, str(built.scenes), built.scene_samples),
+        SetRead(built.windows.parent.name, str(built.windows), built.window_samples),
+    ]
 
 
 def _rows(now: Snapshot, stream: str) -> int:

@@ -17,7 +17,7 @@ import structlog
 from deltalake import DeltaTable
 
 from catchment.runtime.clock import Clock
-from catchment.runtime.mqtt_link import make_client, open_connection
+from catchment.runtime.mqtt_link import close_connection, make_client, open_connection
 from pipelines.demo.processes import ProcessGroup, Program
 from pipelines.demo.site import AgentPlan, DemoSite
 from pipelines.demo.view import DemoCommands, DemoView, DeviceLine, Snapshot, StreamLine, command_line
@@ -137,8 +137,7 @@ class Watch:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Disconnect."""
-        self._client.disconnect()
-        self._client.loop_stop()
+        close_connection(self._client)
 
     def _on_connect(self, client: mqtt.Client, *_: Any) -> None:
         client.subscribe(f"{DEFAULT_NAMESPACE}/reported/+", qos=1)

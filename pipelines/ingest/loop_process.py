@@ -64,7 +64,15 @@ class RetryBudget:
         self.trouble = ""
 
 
-def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = False, engine: Engine = IN_PROCESS) -> None:
+def run_loop(
+    config: CoreConfig,
+    stop: Event,
+    clock: Clock,
+    *,
+    once: bool = False,
+    engine: Engine = IN_PROCESS,
+    after_run: Callable[[int], None] = lambda _: None,
+) -> None:
     """Run until stopped, or, with `once`, until nothing waits.
 
     Args:
@@ -73,6 +81,7 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
         clock: the clock.
         once: end when nothing waits.
         engine: where graphs run; its local cluster is kept open until the loop ends.
+        after_run: called with the number of each run that was committed, before the next one; must not raise.
 
     Raises:
         RefusedError: another loop is at work on this lake.
@@ -104,12 +113,17 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
         budget, chips = RetryBudget(), ChipThread(chip_loop)
         with Heartbeats(lake, "run", "loop", clock, lambda: _health(loop, budget, chips)):
             if once:
-                _turn(loop, budget, config, stop, check_ours, once=True)
+                _turn(loop, budget, config, stop, check_ours, after_run, once=True)
                 chips.drain(stop)
                 sender.drain()
                 return
             with chips:
-                _turn(loop, budget, config, stop, check_ours, chips.wake)
+
+                def committed(run: int) -> None:
+                    chips.wake()
+                    after_run(run)
+
+                _turn(loop, budget, config, stop, check_ours, committed)
 
 
 def _health(loop: RunLoop, budget: RetryBudget, chips: ChipThread) -> ProcessHealth:
@@ -148,7 +162,7 @@ def _turn(
     config: CoreConfig,
     stop: Event,
     check_ours: Callable[[], None],
-    committed: Callable[[], None] = lambda: None,
+    committed: Callable[[int], None],
     *,
     once: bool = False,
 ) -> None:
@@ -163,7 +177,7 @@ def _turn(
             continue
         budget.succeeded()
         if busy:
-            committed()
+            committed(loop.ledger.run)
             continue
         if once:
             return

@@ -20,6 +20,7 @@ from catchment.runtime.mqtt_link import (
     MQTT_RECEIVE_MAXIMUM,
     PubackClient,
     client_context,
+    close_connection,
     make_client,
     open_connection,
 )
@@ -216,8 +217,7 @@ class _Connection:
     def close(self) -> None:
         """Disconnect and end the network thread; nothing is told."""
         self.is_over = True
-        self._client.disconnect()
-        self._client.loop_stop()
+        close_connection(self._client)
 
     def _settle(self, mid: int, value: int) -> None:
         """Join a message's number and its answer, whichever comes second; an answer is kept as -1 - code."""

@@ -14,7 +14,7 @@ import paho.mqtt.client as mqtt
 import structlog
 
 from catchment.runtime.clock import Clock, SystemClock
-from catchment.runtime.mqtt_link import PubackClient, make_client, open_connection
+from catchment.runtime.mqtt_link import PubackClient, close_connection, make_client, open_connection
 from pipelines.config import CoreBrokerConfig
 from pipelines.errors import RetryLaterError
 from pipelines.lake.books import floors_of, refused_of
@@ -184,8 +184,7 @@ class MqttPublisher:
     def _close(self) -> None:
         client, self._client = self._client, None
         if client is not None:
-            client.disconnect()
-            client.loop_stop()
+            close_connection(client)
 
 
 def _wait(info: mqtt.MQTTMessageInfo) -> None:

@@ -220,15 +220,20 @@ def _close(stream: _Stream, count: int, before: Floor) -> tuple[Floor, Any]:
 
 def _missing(stream: _Stream, count: int, before: Floor) -> int:
     """How many seqs between the first `count` ranges, above the floor before, were never seen."""
-    old_epoch, missing = int(before.epoch), 0
     epochs, lows, highs = stream.epochs[:count], stream.lows[:count], stream.highs[:count]
-    for epoch in np.unique(epochs[epochs >= old_epoch]).tolist():
-        start = before.below(epoch)
-        is_own = (epochs == epoch) & (highs > start)
-        if is_own.any():
-            held = (highs[is_own] - np.maximum(lows[is_own], start)).sum()
-            missing += int(highs[is_own].max()) - start - int(held)
-    return min(missing, MAX_COUNT)
+    own_epoch = int(before.epoch)
+    starts = np.where(epochs == own_epoch, before.seq, 0)
+    is_above = (epochs >= own_epoch) & (highs > starts)
+    epochs, lows, highs, starts = epochs[is_above], lows[is_above], highs[is_above], starts[is_above]
+    if not len(epochs):
+        return 0
+    # A device may number a new epoch for each sample: one pass over all epochs, not one for each.
+    firsts = np.flatnonzero(np.concatenate(([True], epochs[1:] != epochs[:-1])))
+    held = np.add.reduceat(highs - np.maximum(lows, starts), firsts)
+    missing = np.maximum.reduceat(highs, firsts) - starts[firsts] - held
+    # Summed as Python's integers: each fits 64 bits, their sum need not.
+    total: int = sum(missing.tolist())
+    return min(total, MAX_COUNT)
 
 
 @dataclass(frozen=True, slots=True)

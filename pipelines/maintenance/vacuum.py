@@ -17,6 +17,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from pipelines.bridge.segment import segment_number
+from pipelines.config import MaintainConfig
 from pipelines.errors import RetryLaterError
 from pipelines.ingest.chips.requests import read_last_cut
 from pipelines.ingest.plan import Plan, read_plan
@@ -80,6 +81,11 @@ class Keep:
     grace_s: float = 3_600
     others_s: float = 3_600
     versions: int = 500
+
+    @classmethod
+    def of(cls, limits: MaintainConfig) -> "Keep":
+        """How long things are kept by the configuration."""
+        return cls(limits.keep_versions_h, limits.keep_landing_h, limits.keep_objects_h, versions=limits.keep_versions)
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from catchment.runtime.clock import Clock, SystemClock
-from catchment.runtime.mqtt_link import PubackClient, make_client
+from catchment.runtime.mqtt_link import PubackClient, close_connection, make_client
 from pipelines.config import CoreBrokerConfig
 from pipelines.errors import ConfigError, RetryLaterError
 from pipelines.refusals import PublishTracker, Refusals, broker_client_context, refusal_error, refused_filters
@@ -151,8 +151,7 @@ class BrokerLink:
 
     def close(self) -> None:
         """Leave."""
-        self._client.disconnect()
-        self._client.loop_stop()
+        close_connection(self._client)
 
     def _on_connect(
         self, client: Client, userdata: object, flags: ConnectFlags, reason: ReasonCode, properties: Properties | None

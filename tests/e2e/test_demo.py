@@ -1,5 +1,6 @@
 """`catchment demo` as a newcomer runs it: it ends well, and leaves no process behind, also when it is interrupted or killed."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -7,9 +8,11 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipelines.demo.view import command_line
+from pipelines.training.open import open_set
 
 pytestmark = [pytest.mark.slow, pytest.mark.broker, pytest.mark.timeout(400)]
 
@@ -61,8 +64,13 @@ def test_the_demo_ends_well_with_balanced_books_and_predictions_in_the_lake(tmp_
     assert outcome["faults"] == []
     assert outcome["predicted_rows"] >= 10
     assert outcome["test_accuracy"] > 0.8
-    assert [one["name"] for one in outcome["sets"]] == ["motion", "surface"]
+    assert [one["name"] for one in outcome["sets"]] == ["motion", "surface", "scenes", "drive-windows"]
     assert all(one["samples"] > 0 for one in outcome["sets"])
+    scenes, windows = (Path(one["folder"]) for one in outcome["sets"][2:])
+    assert "its card:" in log_text
+    assert "came from <b>vehicle_telemetry</b>" in (scenes / "card.html").read_text()
+    assert open_set(windows, "train").array_batch(np.array([0]))["windows"].shape == (1, 40, 4)
+    assert ("PyTorch is not installed" in log_text) == (importlib.util.find_spec("torch") is None)
     wait_until_gone(out)
 
 

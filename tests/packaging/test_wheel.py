@@ -14,7 +14,7 @@ CORE_LIBRARIES = (
     *("numpy", "pyarrow", "apache_beam", "polars", "deltalake", "duckdb", "yaml", "zarr", "zarrs", "dask", "distributed"),
     *("sqlglot", "tifffile", "imagecodecs", "pyvips", "PIL", "onnxruntime", "onnx", "sklearn", "skl2onnx", "pandas"),
     *("pydantic", "open_data_contract_standard", "torch", "fastapi", "uvicorn", "hypothesis", "pytest", "psutil"),
-    *("cryptography", "av", "obstore", "can", "cantools", "asammdf", "google_crc32c"),
+    *("cryptography", "av", "obstore", "can", "cantools", "asammdf", "google_crc32c", "faiss", "shapely"),
 )
 # Modules that only an extra can import, loaded when a model is configured; named here so that the list cannot grow unseen.
 NEEDS_AN_EXTRA = {
@@ -105,6 +105,7 @@ def test_the_blocked_libraries_cover_every_extra(repository_root: Path) -> None:
     """A library added to an extra must be blocked above, or the bare install could come to need it unseen."""
     project = tomllib.loads((repository_root / "pyproject.toml").read_text())["project"]
     imports = {"apache-beam": "apache_beam", "pyyaml": "yaml", "pillow": "PIL", "scikit-learn": "sklearn", "python-can": "can"}
+    imports |= {"faiss-cpu": "faiss"}
     extras = project["optional-dependencies"]
     names = {
         requirement.split("[")[0].split(">")[0].split("<")[0].split("=")[0].strip()

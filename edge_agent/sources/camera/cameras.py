@@ -35,7 +35,7 @@ _COARSEST, _FINEST = 31, 2
 _ENCODER_TIME = Fraction(1, 1000)
 # Where a seek lands behind the frame that was asked for (transport streams do), it is tried from further back.
 _BACK_S = (0.0, 2.0, 10.0, 60.0)
-# PyAV before 19 fails on a title that is no UTF-8, unless told not to; 19, which Python 3.12 and newer get, has no such word.
+# PyAV before 19 fails on a title that is no UTF-8, by default; 19, which Python 3.12 and newer get, has no such word.
 _LENIENT: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 
 
@@ -392,7 +392,7 @@ class LiveCamera:
         try:
             self._take_frames()
             failure: Exception = SourceError("the camera's stream ended; it is opened again after a while")
-        except Exception as error:  # noqa: BLE001 # told by the next read, which fails the source
+        except Exception as error:  # noqa: BLE001 # raised by the next read, which fails the source
             failure = error
         with self._ready:
             self._failure = failure

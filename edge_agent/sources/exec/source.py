@@ -33,7 +33,7 @@ from edge_agent.sources.api import Rejects, SampleBatch
 from edge_agent.sources.files.lines import LineBuffer
 from edge_agent.sources.options import ZONE_GUESSED, EventTimes, RowOptions, read_options
 from edge_agent.sources.rows.cells import tells_no_zone
-from edge_agent.sources.rows.mapping import ColumnMapper, keep_rows
+from edge_agent.sources.rows.mapping import ColumnMapper, MappedRows, keep_rows
 from edge_agent.sources.rows.tables import RawChunk, decode_object, objects_chunk
 from schemas.contract import Contract
 from schemas.envelope import EVENT_TIME
@@ -60,7 +60,7 @@ class ExecOptions(RowOptions, frozen=True, forbid_unknown_fields=True):
     stop_ms: int = 2_000
 
 
-class ExecSource:
+class ExecSource(MappedRows):
     """Runs one program; see the module.
 
     Attributes:
@@ -83,21 +83,6 @@ class ExecSource:
         self._process = self._start()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._stdout, selectors.EVENT_READ)
-
-    @property
-    def rejected(self) -> dict[str, int]:
-        """Reason -> how many lines or cells were refused since the source was built."""
-        return dict(self._rejects.counts)
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """Names in the source that fill no column."""
-        return tuple(sorted(self._mapper.left_out))
-
-    @property
-    def matched(self) -> dict[str, str]:
-        """Column -> the source's name for it."""
-        return self._mapper.matched
 
     def _start(self) -> "subprocess.Popen[bytes]":
         resume_env = {} if self._position is None else {RESUME_ENV: self._position.decode()}
@@ -242,7 +227,7 @@ class ExecSource:
         self._stderr.close()
 
     def _signal(self, number: int) -> bool:
-        """To the program and all that it started and did not let go of; whether one of them is left."""
+        """To the program and all processes of its group; whether one of them is left."""
         try:
             os.killpg(self._process.pid, number)
         except (ProcessLookupError, PermissionError):

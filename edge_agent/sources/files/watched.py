@@ -84,7 +84,7 @@ def is_there(folder: Path, name: str) -> bool:
 
 
 class WatchedFile(PosixPath):
-    """The path of a payload too large for memory: whoever opens it gets the file that was found, or an error.
+    """The path of a payload too large for memory: its reader gets the file that was found, or an error.
 
     It is a Path, as sources of other packages hand on; a path made from it by other means is an ordinary one.
     """
@@ -170,7 +170,7 @@ class FoundFile:
 
     @property
     def shown(self) -> str:
-        """Its name as text: what of it is no UTF-8 (an older camera's, a Windows share's) is told by its hexadecimal digits."""
+        """Its name as text: what of it is no UTF-8 (an older camera's, a Windows share's) is shown as hexadecimal digits."""
         return os.fsencode(self.name).decode(errors="backslashreplace")
 
     @property

@@ -393,7 +393,7 @@ class FollowedLog:
         for index, done in enumerate(self._done):
             if file.was_read(done, self._path):
                 found = True
-                # Packing writes a file anew: from then on it counts by that time, and need not be unpacked to be known.
+                # Packing writes a new file: from then on it counts by that time, and need not be unpacked to be known.
                 self._done[index] = DoneFile(
                     done.head, max(done.modified_ns, file.modified_ns), done.size, done.tail, done.prints
                 )

@@ -1,4 +1,4 @@
-"""A subscription at a broker beside the agent: messages as they come, acknowledged only when told."""
+"""A subscription at a broker next to the agent: messages as they come, acknowledged on request alone."""
 
 import re
 import threading
@@ -11,7 +11,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from catchment.runtime.mqtt_link import RefusedByBrokerError, connect_properties, make_client, open_connection
+from catchment.runtime.mqtt_link import RefusedByBrokerError, close_connection, connect_properties, make_client, open_connection
 from edge_agent.errors import SourceError
 
 _FAILED = 0x80
@@ -61,7 +61,7 @@ class Subscription:
     Args:
         access: to the broker.
         topics: filters.
-        max_message_bytes: told to the broker, which sends no larger message.
+        max_message_bytes: announced to the broker, which sends no larger message.
 
     Raises:
         SourceError: the broker does not answer.
@@ -122,8 +122,7 @@ class Subscription:
 
     def close(self) -> None:
         """Leave; the broker keeps the session."""
-        self._client.disconnect()
-        self._client.loop_stop()
+        close_connection(self._client)
 
     def _fail(self, reason: str) -> None:
         with self._ready:

@@ -35,7 +35,7 @@ from edge_agent.sources.api import Rejects, SampleBatch, Scalar
 from edge_agent.sources.mqtt_local.parked import ParkedMessage, ParkedMessages
 from edge_agent.sources.mqtt_local.session import BrokerAccess, Received, Subscription
 from edge_agent.sources.options import EventTimes, RowOptions, check_rename, read_options, unreadable
-from edge_agent.sources.rows.mapping import ColumnMapper, keep_rows
+from edge_agent.sources.rows.mapping import ColumnMapper, MappedRows, keep_rows
 from edge_agent.sources.rows.tables import objects_chunk, read_json
 from schemas.contract import Contract
 from schemas.envelope import EVENT_TIME
@@ -77,7 +77,7 @@ class Given(msgspec.Struct, frozen=True, array_like=True):
 _Timed = tuple[Received, list[dict[str, object]], list[int | None]]
 
 
-class MqttLocalSource:
+class MqttLocalSource(MappedRows):
     """Subscribes; see the module.
 
     Attributes:
@@ -123,21 +123,6 @@ class MqttLocalSource:
             is_trial=is_trial,
         )
         self._subscription = Subscription(access, options.topics, options.max_message_bytes)
-
-    @property
-    def rejected(self) -> dict[str, int]:
-        """Reason -> how many messages or cells were refused since the source was built."""
-        return dict(self._rejects.counts)
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """Names in the source that fill no column."""
-        return tuple(sorted(self._mapper.left_out))
-
-    @property
-    def matched(self) -> dict[str, str]:
-        """Column -> the source's name for it."""
-        return self._mapper.matched
 
     def _resume(self, position: bytes | None) -> set[Given]:
         if position is None:

@@ -25,7 +25,7 @@ _MAX_WAITING = 256
 _VARIABLE = 0xFFFF
 _WORD_BYTES = 4
 _FIRST_DATA_SET = 256
-# An exporter's clock may be set a little; further apart, it was started anew.
+# An exporter's clock may be set a little; further apart, it was restarted.
 _SAME_START_MS = 60_000
 # So far back in the sequence a datagram is a late one: a network's queues hold no more.
 _LATE = 4_096
@@ -77,7 +77,7 @@ class Template:
     """The fields of a data set's records: (information element; length), in order. Scopes of NetFlow 9 are negative.
 
     Attributes:
-        is_kept: it was told before this agent's start; the exporter may have been given others meanwhile.
+        is_kept: it was reported before this agent's start; the exporter may have been given others meanwhile.
     """
 
     fields: tuple[tuple[int, int], ...]
@@ -102,8 +102,8 @@ class Exporter:
     Args:
         rejects: where what cannot be read is counted.
         templates: known already.
-        init_ms: when an IPFIX exporter began to count its uptime, if it told.
-        kept_boot_ms: when it was started, as it told before this agent was; None: it did not.
+        init_ms: when an IPFIX exporter began to count its uptime, if it reported that.
+        kept_boot_ms: when it was started, as it reported before this agent was; None: it did not.
 
     Attributes:
         is_changed: a template is another than when this was last set to False.
@@ -176,7 +176,7 @@ class Exporter:
         lost = 0 if self.expected is None else (sequence - self.expected) & 0xFFFF_FFFF
         if lost > 0xFFFF_FFFF - _LATE and sequence > 0:
             return  # overtaken by the one after it, and counted as lost then: what comes next is known
-        if 0 < lost < 1 << 20:  # further off the exporter was started anew
+        if 0 < lost < 1 << 20:  # further off the exporter was restarted
             self.rejects.count(LOST, times=lost)
         self.expected = None if step is None else (sequence + step) & 0xFFFF_FFFF
 

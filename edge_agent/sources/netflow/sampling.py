@@ -1,6 +1,6 @@
 """Read the packet sampling of an exporter: how many packets a counted one stands for. Pure.
 
-It is told in one of four ways, and the nearest to the flow counts: in the flow's own record; for the sampler that the
+It is reported in one of four ways, and the nearest to the flow counts: in the flow's own record; for the sampler that the
 record names; for the interface that it came in by; for the whole exporter. A sampler, an interface or the whole
 exporter is told of in options records (NetFlow 9, IPFIX); NetFlow 5 has it in each datagram's head.
 """
@@ -26,7 +26,7 @@ class Sampling:
     """The rates of one exporter: a rate of 100 says that one packet in a hundred was looked at.
 
     Attributes:
-        overall: of the whole exporter; None: it told none.
+        overall: of the whole exporter; None: it reported none.
         samplers: by the sampler's id.
         interfaces: by the number of the interface by which packets come in.
     """

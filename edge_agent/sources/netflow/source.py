@@ -2,7 +2,7 @@
 
     kind = "netflow"
     listen = "udp://0.0.0.0:2055"
-    rename = { exporter = "service" }   # who told it
+    rename = { exporter = "service" }   # who reported it
     max_exporters = 64                  # each has templates of its own; more are refused
     sampling_rate = 1000                # of exporters that tell none of their own
     scale = true                        # counts become estimates of all packets: each times its sampling rate
@@ -25,7 +25,7 @@ from edge_agent.sources.netflow.export import REVERSE, Export, Exporter, Record,
 from edge_agent.sources.network.frames import FrameBuffer
 from edge_agent.sources.network.sockets import DatagramSocket, SocketInbox, read_address
 from edge_agent.sources.options import read_options
-from edge_agent.sources.rows.mapping import ColumnMapper
+from edge_agent.sources.rows.mapping import ColumnMapper, MappedRows
 from edge_agent.sources.rows.tables import RawChunk
 from schemas.contract import Contract
 
@@ -116,7 +116,7 @@ class NetflowOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wait_ms: int = 100
 
 
-class NetflowSource:
+class NetflowSource(MappedRows):
     """Collects; see the module.
 
     Attributes:
@@ -134,21 +134,6 @@ class NetflowSource:
         made = DatagramSocket(at.host, at.port, options.receive_buffer_bytes, _MAX_DATAGRAM_BYTES, self._rejects)
         self.port = self._inbox.add_datagrams(made)
 
-    @property
-    def rejected(self) -> dict[str, int]:
-        """Reason -> how many datagrams, data sets or cells were refused since the source was built."""
-        return dict(self._rejects.counts)
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """Names in the source that fill no column."""
-        return tuple(sorted(self._mapper.left_out))
-
-    @property
-    def matched(self) -> dict[str, str]:
-        """Column -> the source's name for it."""
-        return self._mapper.matched
-
     def read(self, max_samples: int) -> SampleBatch | None:
         """The flows that have come, about `max_samples`; None when none comes within `wait_ms`."""
         times: list[int] = []
@@ -165,7 +150,7 @@ class NetflowSource:
         return SampleBatch(times, columns, position=self._position())
 
     def _position(self) -> bytes | None:
-        """The templates, when they are others than those told last; each position is a write to flash."""
+        """The templates, when they are others than those reported last; each position is a write to flash."""
         changed = [exporter for exporter in self._exporters.values() if exporter.is_changed]
         for exporter in changed:
             exporter.is_changed = False
@@ -247,7 +232,7 @@ def _moment(record: Record, export: Export, ids: tuple[int, int, int, int, int, 
     if seconds is not None:
         return seconds * 1000.0
     if uptime is not None and export.uptime_ms is not None:
-        # Both count up to 2^32: their difference is right even when one has begun anew.
+        # Both count up to 2^32: their difference is right even when one has wrapped.
         behind = (export.uptime_ms - uptime) & 0xFFFF_FFFF
         return float(export.at_ms - (behind if behind < 1 << 31 else behind - (1 << 32)))
     return None if before_us is None else export.at_ms - before_us / 1000

@@ -1,4 +1,4 @@
-"""A byte stream cut into syslog messages (RFC 6587): octet counting, line feeds and NULs, told apart message by message. Pure."""
+"""Cut a byte stream into syslog messages (RFC 6587), whose framing may change with each. Pure."""
 
 import re
 

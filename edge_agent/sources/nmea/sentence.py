@@ -189,7 +189,7 @@ class FixBuilder:
     """Joins the sentences of one moment: RMC tells date, speed and course, GGA height and quality.
 
     Attributes:
-        dateless: moments with a fix of which no RMC told the date.
+        dateless: moments with a fix of which no RMC gave the date.
     """
 
     def __init__(self) -> None:

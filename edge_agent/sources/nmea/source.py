@@ -31,7 +31,7 @@ from edge_agent.sources.files.lines import LineBuffer
 from edge_agent.sources.network.sockets import HostPort, read_address
 from edge_agent.sources.nmea.sentence import Fix, FixBuilder, SentenceError, SentenceStream, read_fields, read_tpv
 from edge_agent.sources.options import read_options
-from edge_agent.sources.rows.mapping import ColumnMapper
+from edge_agent.sources.rows.mapping import ColumnMapper, MappedRows
 from edge_agent.sources.rows.tables import RawChunk, decode_object
 from schemas.contract import Contract
 
@@ -189,7 +189,7 @@ class NmeaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wait_ms: int = 100
 
 
-class NmeaSource:
+class NmeaSource(MappedRows):
     """Reads one receiver; see the module.
 
     Attributes:
@@ -213,21 +213,6 @@ class NmeaSource:
         self._input = self._open()
         self._heard_s = clock.monotonic_s()
 
-    @property
-    def rejected(self) -> dict[str, int]:
-        """Reason -> how many sentences or cells were refused since the source was built."""
-        return dict(self._rejects.counts)
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """Names in the source that fill no column."""
-        return tuple(sorted(self._mapper.left_out))
-
-    @property
-    def matched(self) -> dict[str, str]:
-        """Column -> the source's name for it."""
-        return self._mapper.matched
-
     def _open(self) -> ByteInput:
         source = self._options.source
         if source.startswith("/"):
@@ -247,7 +232,7 @@ class NmeaSource:
             try:
                 self._receive()
             except SourceError:
-                # The moment that was being told is over, too; the next read fails again.
+                # The moment that was being reported is over, too; the next read fails again.
                 fix = self._builder.flush()
                 if fix is None:
                     raise

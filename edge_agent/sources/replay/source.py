@@ -24,7 +24,7 @@ from edge_agent.sources.api import Rejects, SampleBatch
 from edge_agent.sources.files.lines import check_encoding, head_mark, open_lines
 from edge_agent.sources.options import EventTimes, RowOptions, is_same_path, read_options, time_column_of, unreadable
 from edge_agent.sources.rows.cells import CellError, start_time_us
-from edge_agent.sources.rows.mapping import NO_COLUMN, ColumnMapper, keep_rows, unfilled_columns
+from edge_agent.sources.rows.mapping import NO_COLUMN, ColumnMapper, MappedRows, keep_rows, unfilled_columns
 from edge_agent.sources.rows.tables import CONN_RENAME, CsvReader, JsonlReader, RawChunk, TablePosition, TableReader, ZeekReader
 from schemas.contract import Contract
 
@@ -69,7 +69,7 @@ class ReplayPosition(msgspec.Struct, frozen=True):
     time_us: int | None = None
 
 
-class ReplaySource:
+class ReplaySource(MappedRows):
     """Replays one file; see the module.
 
     Attributes:
@@ -100,11 +100,6 @@ class ReplaySource:
         self._given = 0
         self._agent_clock = options.time_start == "now"
 
-    @property
-    def rejected(self) -> dict[str, int]:
-        """Reason -> how many rows or cells were refused since the source was built."""
-        return dict(self._rejects.counts)
-
     def _unfilled_by_head(self) -> tuple[str, ...]:
         """Required columns that nothing in the first lines of JSON fills."""
         reader = JsonlReader(self._path, TablePosition(), self._options.max_line_bytes, Rejects("head", is_quiet=True))
@@ -113,16 +108,6 @@ class ReplaySource:
         finally:
             reader.close()
         return () if head is None else unfilled_columns(self._contract, head.columns, self._options.rename, CONN_RENAME)
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """Names in the file that fill no column."""
-        return tuple(sorted(self._mapper.left_out))
-
-    @property
-    def matched(self) -> dict[str, str]:
-        """Column -> the source's name for it."""
-        return self._mapper.matched
 
     def _resume(self, position: bytes | None) -> ReplayPosition:
         start = ReplayPosition(self._options.path, self._head, 0, 0, 0, None)

@@ -97,13 +97,13 @@ class ColumnMapper:
             elif column is not None:
                 out[column.name] = convert_column(cells, column, self._unset, self._rejects, self._numbers, self._times)
                 if column.fields:
-                    self._tell(_unknown_fields(name, cells, column))
+                    self._note_left_out(_unknown_fields(name, cells, column))
             elif name not in beside:
                 rest[name] = cells
         if rest and self._keeps_rest and ATTRIBUTES not in out:
             out[ATTRIBUTES] = self._attributes(rest, chunk.rows)
         elif rest:
-            self._tell(rest)
+            self._note_left_out(rest)
         return out
 
     def _match(self, names: tuple[str, ...]) -> dict[str, Column]:
@@ -122,11 +122,33 @@ class ColumnMapper:
     def _is_unset(self, cell: object) -> bool:
         return cell is None or (isinstance(cell, str) and cell in self._unset)
 
-    def _tell(self, names: Iterable[str]) -> None:
+    def _note_left_out(self, names: Iterable[str]) -> None:
         fresh = set(names) - self.left_out
         if fresh and len(self.left_out) < _MAX_LEFT_OUT:
             self.left_out |= fresh
             log.info("columns_not_in_contract", contract=self._contract.name, columns=sorted(fresh))
+
+
+class MappedRows:
+    """Reports of a source whose rows a mapper converts; the source sets both attributes when it is built."""
+
+    _rejects: Rejects
+    _mapper: ColumnMapper
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Reason -> how much was refused since the source was built."""
+        return dict(self._rejects.counts)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names in the source that fill no column."""
+        return tuple(sorted(self._mapper.left_out))
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name that filled it last."""
+        return self._mapper.matched
 
 
 def _unknown_fields(name: str, cells: Sequence[object], column: Column) -> set[str]:

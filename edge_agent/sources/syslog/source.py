@@ -8,7 +8,7 @@
     max_message_bytes = 16384     # a longer message is refused and counted
     time_zone = "Europe/Berlin"   # of RFC 3164 times, which tell none; default: this machine's
 
-Over TCP and TLS, octet counting, line feeds and NULs (RFC 6587) are told apart message by message. A message (RFC 5424, RFC 3164,
+Over TCP and TLS each message may use octet counting, line feeds or NULs (RFC 6587). A message (RFC 5424, RFC 3164,
 Meraki's or any other) is read as far as it can be, never refused, and kept with its text as it came. Datagrams that the kernel
 dropped are counted when the next one comes.
 """
@@ -31,7 +31,7 @@ from edge_agent.sources.network.frames import FrameBuffer
 from edge_agent.sources.network.sockets import DatagramSocket, HostPort, SocketInbox, read_address
 from edge_agent.sources.options import read_options
 from edge_agent.sources.rows.cells import CellError, to_time
-from edge_agent.sources.rows.mapping import ColumnMapper
+from edge_agent.sources.rows.mapping import ColumnMapper, MappedRows
 from edge_agent.sources.rows.tables import RawChunk
 from schemas.contract import Contract
 from schemas.written_values import TimeForm
@@ -221,7 +221,7 @@ class SyslogOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wait_ms: int = 100
 
 
-class SyslogSource:
+class SyslogSource(MappedRows):
     """Listens; see the module.
 
     Attributes:
@@ -242,21 +242,6 @@ class SyslogSource:
         except BaseException:
             self._inbox.close()
             raise
-
-    @property
-    def rejected(self) -> dict[str, int]:
-        """Reason -> how many messages, cells or connections were refused since the source was built."""
-        return dict(self._rejects.counts)
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """Names in the source that fill no column."""
-        return tuple(sorted(self._mapper.left_out))
-
-    @property
-    def matched(self) -> dict[str, str]:
-        """Column -> the source's name for it."""
-        return self._mapper.matched
 
     def _frames(self) -> FrameBuffer:
         return FrameBuffer(self._options.max_message_bytes, self._rejects)

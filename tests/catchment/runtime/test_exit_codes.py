@@ -207,7 +207,7 @@ def test_without_any_configuration_every_command_of_the_agent_ends_with_2(
     assert "$CATCHMENT_AGENT_CONFIG" in error_text(capsys, "edge-agent")
 
 
-def test_an_error_never_lands_in_the_document_that_was_requested(
+def test_an_error_never_lands_in_the_requested_document(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert place.exists()

@@ -78,7 +78,7 @@ def test_it_is_live_and_not_ready_and_says_why_until_the_spool_opens(waiting: Wa
     eventually(lambda: 'captured_samples_total{stream="vehicle_telemetry"} 1' in waiting.ask("/metrics")[1])
 
 
-def test_it_ends_at_once_when_asked_to_while_it_waits(waiting: Waiting) -> None:
+def test_it_ends_at_once_when_stopped_while_it_waits(waiting: Waiting) -> None:
     eventually(lambda: waiting.ask("/live")[0] == 200)
     waiting.process.send_signal(signal.SIGTERM)
     _, errors = waiting.process.communicate(timeout=30)

@@ -59,14 +59,14 @@ class Room:
         self.spool = Spool(folder / "spool", max_bytes=64 << 20, linger_ms=0, clock=clock, seal=seal)
         self.hold = ClockHold(self.boot_clock, self.spool, HOUR_S, clock)
         self._transform = build_transforms(TELEMETRY, None, b"", ClockWatch(clock, lambda: True), None)
-        self._encoder = Encoder(
-            TELEMETRY, BatchLimits(1 << 18, 1 << 20), self.spool.put_object, reference=self.boot_clock.reference
+        self.encoder = Encoder(
+            TELEMETRY, BatchLimits(1 << 18, 1 << 20), self.spool.put_object, references=self.boot_clock.references
         )
 
     def capture(self, count: int = 3) -> list[int]:
         times = [self.clock.now_ms() * 1000 + n for n in range(count)]
         batch = self._transform(SampleBatch(times, {"speed_mps": [1.0] * count}, agent_clock=True))
-        envelopes = self._encoder.encode(batch, self.clock.now_ms() * 1000)
+        envelopes = self.encoder.encode(batch, self.clock.now_ms() * 1000)
         self.spool.append(Append(STREAM, envelopes)).result()
         return times
 
@@ -96,6 +96,51 @@ def test_a_sample_of_an_unset_clock_waits_and_then_carries_the_offset(room: Room
     room.spool.close()
 
 
+YEAR_2000_MS = 946_684_800_000  # where real-time clocks begin again whose battery is dead
+
+
+def corrected_us(room: Room) -> list[int]:
+    """The event times as the core will have them, in the order of capture."""
+    shifted = ((_times(envelope.body), room.shift_us(envelope) or 0) for envelope in room.offered())
+    return [time_us + shift for times, shift in shifted for time_us in times]
+
+
+def test_an_unset_clock_that_jumps_corrects_each_sample_by_the_time_it_was_read_from(room: Room) -> None:
+    true_us = []
+    for base_ms in (0, YEAR_2000_MS, 86_400_000):
+        room.clock.base_ms = base_ms
+        room.clock.sleep(5.0)
+        true_us += [TRUE_BOOT_MS * 1000 + round(room.clock.up_s * 1e6) + n for n in range(3)]
+        room.capture()
+    room.clock.set()
+    room.hold.step()
+    assert corrected_us(room) == true_us
+    room.spool.close()
+
+
+def test_samples_that_were_read_before_and_after_an_unset_clock_jumped_share_no_envelope(room: Room) -> None:
+    early_us = room.clock.now_ms() * 1000
+    room.clock.base_ms = YEAR_2000_MS
+    batch = SampleBatch([early_us, room.clock.now_ms() * 1000, early_us + 1], {"speed_mps": [1.0, 2.0, 3.0]}, agent_clock=True)
+    room.spool.append(Append(STREAM, room.encoder.encode(batch, 0))).result()
+    room.clock.set()
+    room.hold.step()
+    boot_us = TRUE_BOOT_MS * 1000 + 40_000_000
+    assert corrected_us(room) == [boot_us, boot_us + 1, boot_us]
+    room.spool.close()
+
+
+def test_a_clock_that_falls_back_after_it_was_set_is_corrected_by_the_time_it_fell_to(room: Room) -> None:
+    room.capture()
+    room.clock.set()
+    room.hold.step()
+    room.clock.base_ms = YEAR_2000_MS
+    room.capture()
+    boot_us = TRUE_BOOT_MS * 1000 + 40_000_000
+    assert corrected_us(room) == [boot_us, boot_us + 1, boot_us + 2] * 2
+    room.spool.close()
+
+
 def test_samples_of_a_set_clock_do_not_wait_behind_those_that_do(room: Room) -> None:
     room.capture()
     room.spool.append(Append(STREAM, (NewEnvelope(1, b"of a file with times of its own", "1.1.0"),))).result()
@@ -105,7 +150,7 @@ def test_samples_of_a_set_clock_do_not_wait_behind_those_that_do(room: Room) -> 
 
 def test_samples_from_before_and_after_the_clock_was_set_share_no_envelope(room: Room) -> None:
     times = [room.clock.now_ms() * 1000, TRUE_BOOT_MS * 1000, TRUE_BOOT_MS * 1000 + 1]
-    encoder = Encoder(TELEMETRY, BatchLimits(1 << 18, 1 << 20), room.spool.put_object, reference=room.boot_clock.reference)
+    encoder = Encoder(TELEMETRY, BatchLimits(1 << 18, 1 << 20), room.spool.put_object, references=room.boot_clock.references)
     made = encoder.encode(SampleBatch(times, {"speed_mps": [1.0, 2.0, 3.0]}, agent_clock=True), 0)
     assert [(envelope.count, envelope.clock is not None) for envelope in made] == [(1, True), (2, False)]
     encoded = encoder.encode(SampleBatch([5], {"speed_mps": [1.0]}), 0)

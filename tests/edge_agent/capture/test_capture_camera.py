@@ -134,7 +134,7 @@ def write_times(path: Path, times_ms: list[int], rate: int = 10) -> None:
 
 
 @pytest.mark.parametrize("name", ["even.ts", "bare.h264", "bursts.mkv", "late.mkv"])
-def test_every_form_of_video_begins_when_it_is_told_and_resumes_at_every_frame(tmp_path: Path, name: str) -> None:
+def test_every_form_of_video_begins_at_its_configured_time_and_resumes_at_every_frame(tmp_path: Path, name: str) -> None:
     times_ms = {
         "bursts.mkv": [0, 5, 10, 5_000, 5_005, 5_010, 20_000, 20_001, 20_002, 60_000],
         "late.mkv": [3_600_000 + n * 100 for n in range(12)],
@@ -206,7 +206,7 @@ def test_a_real_video_resumes_between_key_frames(shared_data: Path) -> None:
     assert [*present(batch.payloads), *[jpeg for _, _, jpeg in again]][:80] == whole[:80]
 
 
-def test_fewer_and_smaller_frames_are_given_where_asked_for(clip: Path) -> None:
+def test_fewer_and_smaller_frames_are_given_where_configured(clip: Path) -> None:
     found = drain(camera(clip, as_fast_as_it_goes=True, rate_hz=5.0, max_width=160))
     assert len(found) == 12
     assert Image.open(io.BytesIO(found[0][2])).size == (160, 48)
@@ -245,7 +245,7 @@ def test_what_is_no_video_fails_with_a_hint_and_without_the_password(tmp_path: P
     assert "secret" not in f"{caught.value} {caught.value.__cause__}"
 
 
-def test_wrong_options_are_told_before_anything_starts() -> None:
+def test_wrong_options_are_reported_before_anything_starts() -> None:
     for options, word in (
         ({"source": "x", "quality": 0}, "quality"),
         ({"source": "x", "time_start": "then"}, "time_start"),

@@ -151,7 +151,7 @@ def test_every_kind_of_log_says_the_same(dbc: str, tmp_path: Path, suffix: str) 
     assert {round((later["t"] - first["t"]) / 1e6, 2) for first, later in pairwise(found)} == {1.0}
 
 
-def test_choices_multiplexed_and_extended_messages_are_told(dbc: str, tmp_path: Path) -> None:
+def test_choices_multiplexed_and_extended_messages_are_decoded(dbc: str, tmp_path: Path) -> None:
     frames = [frame(DOOR, bytes((1, 0 | 5 << 2))), frame(DOOR, bytes((3, 1 | 7 << 2)))]
     found = drain(source(dbc, log=write(tmp_path / "x.log", frames)))
     assert [(row["signal"], row["value"], row["choice"]) for row in found] == [
@@ -165,7 +165,7 @@ def test_choices_multiplexed_and_extended_messages_are_told(dbc: str, tmp_path: 
     assert {(row["can_id"], row["message"], row["channel"]) for row in found} == {(DOOR, "DOOR", "vcan0")}
 
 
-def test_only_the_signals_asked_for_are_given_and_other_frames_are_counted(dbc: str, tmp_path: Path) -> None:
+def test_only_configured_signals_are_given_and_other_frames_are_counted(dbc: str, tmp_path: Path) -> None:
     frames = [frame(180, bytes(8)), frame(37, bytes(8)), frame(99, b"x"), frame(180, b"", is_remote_frame=True)]
     made = source(dbc, log=write(tmp_path / "x.asc", frames), signals=["*.STEER_FRACTION"])
     assert [row["signal"] for row in drain(made)] == ["STEER_FRACTION"]
@@ -252,7 +252,7 @@ def test_a_bus_is_listened_to(dbc: str) -> None:
     assert made.read(10) is None
 
 
-def test_what_is_wrong_is_told_before_anything_starts(dbc: str, tmp_path: Path) -> None:
+def test_mistakes_are_reported_before_anything_starts(dbc: str, tmp_path: Path) -> None:
     (tmp_path / "bad.dbc").write_text("BO_ nonsense")
     good = {"dbc": [dbc], "log": "x.log"}
     for options, word in (
@@ -322,7 +322,7 @@ def test_a_message_for_one_receiver_is_found_whoever_that_is(tmp_path: Path) -> 
     assert [(row["value"], row["source_address"]) for row in found] == [(5.0, 0x0B), (5.0, 0x03)]
 
 
-def test_extended_ids_of_a_maker_are_matched_whole_unless_told_otherwise(truck: str, tmp_path: Path) -> None:
+def test_extended_ids_of_a_maker_are_matched_whole_by_default(truck: str, tmp_path: Path) -> None:
     frames = [extended(2566834702 & 0x1FFF_FFFF, b"\1"), extended((2566834702 & 0x1FFF_FFFF) ^ 0xFF, b"\2")]
     log = write(tmp_path / "x.log", frames)
     assert [row["value"] for row in drain(source(truck, log=log))] == [1.0]
@@ -441,7 +441,7 @@ def test_a_view_log_goes_on_where_it_was_left(dbc: str, tmp_path: Path) -> None:
         assert len(drain(source(dbc, batches[-1].position, log=str(path)))) == 9 - at
 
 
-def test_the_kernel_is_asked_for_all_senders_of_a_group(truck: str) -> None:
+def test_the_kernel_filter_takes_all_senders_of_a_group(truck: str) -> None:
     with can.Bus("truck-bus", "virtual") as sender:
         made = source(truck, channel="truck-bus", interface="virtual", wait_ms=20)
         for id_ in (0x18FEF100, 0x0CFEF127, 0x18FEF2FE):

@@ -183,7 +183,7 @@ def test_options_of_ipfix_tell_the_rate_of_a_selector(source: NetflowSource) -> 
     assert [row["sampling_rate"] for row in rows(source, 1)] == [1_000]
 
 
-def test_sampling_that_is_switched_off_is_no_longer_told(source: NetflowSource) -> None:
+def test_sampling_that_is_switched_off_is_no_longer_reported(source: NetflowSource) -> None:
     options = v9_options(257, ((1, 4),), (34, 4))
     on, off = (one_set(257, struct.pack("!II", 0, rate)) for rate in (100, 0))
     send(source, v9(options, on, FLOW, DATA), v9(off, DATA, sequence=1))
@@ -334,6 +334,6 @@ def test_scopes_of_options_are_taken_for_no_elements() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"sampling_rate": -1}, {"sampling_rate": 2**33}, {"scale": 1}])
-def test_wrong_options_are_told_before_anything_starts(wrong) -> None:
+def test_wrong_options_are_reported_before_anything_starts(wrong) -> None:
     with pytest.raises(ConfigError, match="netflow"):
         check_source("netflow", {"listen": "udp://127.0.0.1:2055", **wrong}, FLOWS)

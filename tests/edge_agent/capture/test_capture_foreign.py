@@ -157,9 +157,7 @@ def test_a_folder_that_takes_long_to_look_through_is_looked_at_seldom(tmp_path: 
         ("nmea", "vehicle_telemetry", {"source": "/dev/x", "timeout_s": float("inf")}, "timeout_s = inf"),
     ],
 )
-def test_a_length_of_time_a_rate_or_a_size_below_nothing_is_told_before_anything_starts(
-    kind: str, stream: str, options, fragment: str
-) -> None:
+def test_a_negative_time_rate_or_size_is_reported_before_anything_starts(kind: str, stream: str, options, fragment: str) -> None:
     with pytest.raises(ConfigError, match=fragment):
         check_source(kind, options, builtin_contract(stream))
 
@@ -218,7 +216,7 @@ def _running(mark: str) -> list[str]:
         ("TIFF", "image/tiff", {}),
     ],
 )
-def test_the_size_of_a_picture_is_told_whatever_its_format(form: str, media_type: str, options) -> None:
+def test_the_size_of_a_picture_is_read_whatever_its_format(form: str, media_type: str, options) -> None:
     body = io.BytesIO()
     Image.new("RGB", (67, 45), (9, 99, 199)).save(body, form, **options)
     assert read_image_header(io.BytesIO(body.getvalue())) == ImageHeader(media_type, 67, 45)

@@ -183,7 +183,7 @@ def test_what_is_no_serial_line_is_let_go_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("topic", ["a/#/b", "a/b#", "a/+b", "#/a", "", "a\0", "x" * 70_000])
-def test_what_is_no_topic_filter_is_told_before_anything_starts(topic) -> None:
+def test_a_wrong_topic_filter_is_reported_before_anything_starts(topic) -> None:
     with pytest.raises(ConfigError, match="topic"):
         check_source("mqtt-local", {"topics": ["fine/+/#", topic]}, builtin_contract("vehicle_telemetry"))
 

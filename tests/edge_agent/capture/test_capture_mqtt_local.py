@@ -204,7 +204,7 @@ def test_a_broker_that_is_not_there_or_goes_away_fails_the_source(
         subscribe()
 
 
-def test_a_refused_user_and_a_refused_topic_are_told(make_broker: MakeBroker, tmp_path: Path) -> None:
+def test_a_refused_user_and_a_refused_topic_are_reported(make_broker: MakeBroker, tmp_path: Path) -> None:
     (tmp_path / "acl").write_text("topic read allowed/#\n")
     broker = make_broker(extra=f"acl_file {tmp_path / 'acl'}")
     source = build_source("mqtt-local", {"port": broker.port, "topics": ["allowed/#"]}, TELEMETRY, SystemClock(), None)
@@ -218,7 +218,7 @@ def test_a_refused_user_and_a_refused_topic_are_told(make_broker: MakeBroker, tm
     source.close()
 
 
-def test_wrong_options_are_told_before_anything_starts() -> None:
+def test_wrong_options_are_reported_before_anything_starts() -> None:
     wrong: tuple[dict[str, object], ...] = (
         {},
         {"topics": []},

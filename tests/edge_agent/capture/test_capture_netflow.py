@@ -224,7 +224,7 @@ def test_exporters_of_the_last_run_that_are_silent_make_way() -> None:
     made.close()
 
 
-def test_templates_that_cannot_be_read_any_more_are_waited_for_and_told() -> None:
+def test_templates_that_cannot_be_read_any_more_are_waited_for_and_reported() -> None:
     made = again(b"rotten")
     assert made.rejected == {UNREADABLE: 1}
     made.close()
@@ -284,7 +284,7 @@ def test_no_bytes_break_the_collector(datagrams) -> None:
                 flow_times(record, export)
 
 
-def test_wrong_options_are_told_before_anything_starts() -> None:
+def test_wrong_options_are_reported_before_anything_starts() -> None:
     for options in ({}, {"listen": "tcp://127.0.0.1:2055"}, {"listen": "udp://127.0.0.1:2055", "max_exporters": 0}):
         with pytest.raises(ConfigError, match="netflow"):
             check_source("netflow", options, FLOWS)

@@ -301,7 +301,7 @@ def test_a_silent_receiver_is_opened_again(serve: Callable[..., int], receiver: 
         rows(source, 1)
 
 
-def test_what_is_not_there_is_told(receiver: Callable[..., GuardedSource], tmp_path: Path) -> None:
+def test_a_missing_device_is_reported(receiver: Callable[..., GuardedSource], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for source in (str(tmp_path / "none"), str(tmp_path / "file"), "tcp://127.0.0.1:1"):
         with pytest.raises(SourceError):
@@ -361,6 +361,6 @@ def test_a_receiver_whose_week_counter_wrapped_is_put_right_and_counted(
         ("2027-01-01", "2026-11-30", 0),
     ],
 )
-def test_a_rollover_is_told_from_a_recorded_track_and_from_other_faults(reported: str, now: str, count: int) -> None:
+def test_a_rollover_is_distinguished_from_a_recorded_track_and_from_other_faults(reported: str, now: str, count: int) -> None:
     reported_us, now_us = (round(datetime.fromisoformat(f"{day}T12:00:00Z").timestamp() * 1e6) for day in (reported, now))
     assert rollovers(reported_us, now_us) == count

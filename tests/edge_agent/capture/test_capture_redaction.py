@@ -151,7 +151,7 @@ def test_a_filled_region_is_black_the_rest_stays_and_metadata_goes(form: str) ->
     assert image.size == old.size
 
 
-def test_regions_told_by_a_column_are_blurred_beyond_reading() -> None:
+def test_regions_named_by_a_column_are_blurred_beyond_reading() -> None:
     boxes = json.dumps([[8, 8, 32, 32]])
     batch, _ = transform(image_contract(how="blur", column="boxes"), SampleBatch([0], {"boxes": [boxes]}, [picture("PNG")]))
     region = Image.open(io.BytesIO(batch.payloads[0])).crop((8, 8, 40, 40)).convert("L")

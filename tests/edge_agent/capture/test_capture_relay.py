@@ -91,7 +91,7 @@ def test_with_one_core_or_small_bodies_the_sources_own_thread_hands_in(cores: in
     relay.close()
 
 
-def test_a_spool_that_refuses_is_told_by_the_result() -> None:
+def test_a_refusal_of_the_spool_is_in_the_result() -> None:
     gate = Gate()
     gate.error = SpoolError("broken")
     relay = Relay(gate, "camera", cores=2)  # type: ignore[arg-type]  # as above

@@ -93,7 +93,7 @@ def test_a_deadband_on_a_text_or_an_unknown_column_or_a_payload_is_a_configurati
             build_transforms(builtin_contract(stream), config, b"", ClockWatch(clock), None)
 
 
-def test_a_clock_that_jumps_is_told_for_ten_minutes_whichever_way_it_jumps() -> None:
+def test_a_clock_that_jumps_is_marked_for_ten_minutes_whichever_way_it_jumps() -> None:
     clock = TwoClocks()
     watch = ClockWatch(clock, lambda: True)
     assert watch.judge() is ClockQuality.SYNCHRONISED
@@ -106,7 +106,7 @@ def test_a_clock_that_jumps_is_told_for_ten_minutes_whichever_way_it_jumps() -> 
         assert watch.judge() is ClockQuality.SYNCHRONISED
 
 
-def test_a_free_running_clock_is_told_and_a_devices_own_time_is_the_devices() -> None:
+def test_a_free_running_clock_is_marked_and_a_devices_own_time_is_the_devices() -> None:
     contract = builtin_contract("vehicle_telemetry")
     transforms = build_transforms(contract, None, b"", ClockWatch(TwoClocks(), lambda: False), None)
     now_us = TwoClocks().wall_ms * 1000

@@ -156,7 +156,7 @@ def _by_turns(step, source: SyslogSource) -> None:
     pytest.fail("no handshake")
 
 
-def test_a_client_without_the_certificate_asked_for_is_kept_out(listening: Any, certificate: tuple[Path, Path]) -> None:
+def test_a_client_without_the_required_certificate_is_kept_out(listening: Any, certificate: tuple[Path, Path]) -> None:
     cert, key = certificate
     source = listening("tls://127.0.0.1:0", cert=str(cert), key=str(key), client_ca=str(cert))
     context = ssl.create_default_context(cafile=str(cert))
@@ -221,7 +221,7 @@ def test_a_port_that_is_taken_is_a_source_that_tries_again(listening: Any) -> No
         {"listen": ["udp://127.0.0.1:5514"], "max_message_bytes": 1 << 30},
     ],
 )
-def test_wrong_options_are_told_before_anything_starts(options) -> None:
+def test_wrong_options_are_reported_before_anything_starts(options) -> None:
     with pytest.raises(ConfigError, match="syslog"):
         check_source("syslog", options, LOGS)
 

@@ -162,7 +162,7 @@ def test_dated_names_of_logrotate_are_found_and_other_sensors_files_are_not(tmp_
     assert take(tail(log, start="rotated"))[0] == ["Ca", "Cb", "Cc", "Ce"]
 
 
-def test_what_is_wrong_with_the_options_is_said_before_anything_starts() -> None:
+def test_mistakes_in_the_options_are_reported_before_anything_starts() -> None:
     for options, word in (({"path": "x", "rotated": ["/y/*"]}, "relative"), ({"path": "x", "format": "xml"}, "xml")):
         with pytest.raises(ConfigError, match=word):
             check_source("tail", options, FLOWS)

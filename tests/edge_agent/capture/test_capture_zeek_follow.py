@@ -64,7 +64,7 @@ def test_what_rotated_while_the_agent_was_down_is_read_in_order(tmp_path: Path) 
     assert uids(follow(writer.log, position))[0] == []
 
 
-def test_old_files_are_left_alone_unless_asked_for(tmp_path: Path) -> None:
+def test_old_files_are_left_alone_by_default(tmp_path: Path) -> None:
     writer = Writer(tmp_path)
     for _ in range(3):
         writer.rows(2)
@@ -109,7 +109,7 @@ def test_a_log_that_is_copied_and_cut_goes_on_without_loss(tmp_path: Path) -> No
     assert seen == writer.written
 
 
-def test_a_log_that_is_gone_is_told_and_what_comes_is_read(tmp_path: Path) -> None:
+def test_a_log_that_is_gone_is_reported_and_what_comes_is_read(tmp_path: Path) -> None:
     writer = Writer(tmp_path)
     writer.rows(4)
     _, position = uids(follow(writer.log))

@@ -370,7 +370,7 @@ def test_whatever_is_signed_is_refused_by_name(value) -> None:
         decode_document(msgspec.json.encode(value).decode(), DocumentKind.DESIRED, DesiredModels)
 
 
-def test_a_policy_of_the_older_form_is_told_from_a_document() -> None:
+def test_a_policy_of_the_older_form_is_distinguished_from_a_document() -> None:
     assert not is_document(PolicySigner().sign(EdgePolicy(1, 0, {})))
     assert not is_document(b"\xff")
     assert not is_document(b"[" * 100_000)

@@ -154,6 +154,6 @@ def test_it_listens_on_the_loopback_alone(port: int) -> None:
     assert f"00000000:{port:04X}" not in listening
 
 
-def test_a_taken_port_is_told_with_its_key(port: int, snapshot: BatchInspector) -> None:
+def test_a_taken_port_is_reported_with_its_key(port: int, snapshot: BatchInspector) -> None:
     with pytest.raises(ConfigError, match=r"\[health\] port"):
         HealthServer(HealthConfig(port=port), snapshot)

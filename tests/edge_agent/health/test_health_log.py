@@ -17,7 +17,7 @@ from tests.plant.broker import RunningBroker
 STREAM = StreamName("vehicle_telemetry")
 
 
-def test_lines_that_nobody_takes_are_counted_and_told_later() -> None:
+def test_lines_that_nobody_takes_are_counted_and_reported_later() -> None:
     with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123 # a device
         log = TolerantStderr(full.fileno())
         log.write("a\n")

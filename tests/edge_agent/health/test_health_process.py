@@ -207,7 +207,7 @@ def test_what_needs_a_new_start_is_named(agent: Running) -> None:
     assert json.loads(health_file.read_text())["failure"] == ""
 
 
-def test_a_stream_that_the_core_refuses_is_told_wherever_one_looks(broker: RunningBroker, agent: Running) -> None:
+def test_a_stream_that_the_core_refuses_is_reported_wherever_one_looks(broker: RunningBroker, agent: Running) -> None:
     agent.write(agent.table("one", 20))
     with FakeCore(broker.host, broker.port):
         agent.start()

@@ -6,9 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tuf.ngclient import Updater
 
-from edge_agent.models import loader
+from edge_agent.models import fetcher, loader
 from edge_agent.models.model_process import ModelProcess
 from edge_agent.models.store import ModelStore
 from pipelines.rollout.server import PieceAnswer
@@ -35,31 +34,34 @@ def test_a_disk_without_room_is_reported_with_its_reason_and_keeps_no_partial_fi
     assert (device.version, device.updater.report()[0].state) == (2, "active")
 
 
-def test_a_disk_that_fills_up_in_the_middle_keeps_no_partial_file(
-    core: "fake.Core", device: "fake.Device", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    published = core.publish()
-
-    def fill(updater: object, info: object, path: str) -> None:
-        Path(path).write_bytes(b"half of it")
-        raise OSError(28, "No space left on device")
-
-    real = Updater.download_target
-    monkeypatch.setattr(
-        Updater,
-        "download_target",
-        lambda self, info, path: fill(self, info, path) if path.endswith(".onnx") else real(self, info, path),
-    )
-    assert device.want(published) == "blocked"
-    assert "No space left on device" in device.updater.report()[0].reason
-    assert not (tmp_path / "state/models/bright/incoming.onnx").exists()
-
-
 def test_what_a_killed_download_left_is_removed_at_the_next_start(tmp_path: Path) -> None:
     ModelStore(tmp_path)
     (tmp_path / "incoming.onnx").write_bytes(b"half of it")
     ModelStore(tmp_path)
     assert not (tmp_path / "incoming.onnx").exists()
+
+
+def test_files_that_a_killed_fetch_left_are_removed_at_the_next_start(core: "fake.Core", tmp_path: Path) -> None:
+    left = tmp_path / "state" / "models" / "bright" / "fetched"
+    left.mkdir(parents=True)
+    (left / "0").write_bytes(b"half of it")
+    fake.Device(core, tmp_path / "state").close()
+    assert not left.exists()
+
+
+def test_a_check_that_cannot_be_made_blocks_the_model_and_refuses_nothing(
+    core: "fake.Core", device: "fake.Device", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = core.publish()
+    monkeypatch.setattr(fetcher, "_TARGET", "edge_agent.models.trust:no_such_name")
+    assert device.want(published) == "blocked"
+    (report,) = device.updater.report()
+    assert report.refused == ()
+    assert report.reason.startswith("the process that checks signatures does not start: ")
+    monkeypatch.undo()
+    device.clock.sleep(60)
+    device.settle()
+    assert device.version == 1
 
 
 def test_a_halt_reaches_a_download_under_way(core: "fake.Core", device: "fake.Device", tmp_path: Path) -> None:

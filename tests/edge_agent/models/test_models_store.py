@@ -170,7 +170,7 @@ def test_each_change_has_the_next_number(store: ModelStore) -> None:
     assert store.state.generation == 3
 
 
-def test_a_state_that_is_lost_is_said_and_no_file_is_deleted(store: ModelStore, tmp_path: Path) -> None:
+def test_a_state_that_is_lost_is_logged_and_no_file_is_deleted(store: ModelStore, tmp_path: Path) -> None:
     install(store, 1)
     for path in tmp_path.glob("state*.json"):
         path.write_bytes(b"{")

@@ -1,7 +1,8 @@
 """Whether the keys vouch for a model, against a small repository whose every byte the test decides."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import pytest
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.ngclient.updater import Updater
 
 from edge_agent.errors import ModelError, ModelUnfitError, UntrustedModelError
-from edge_agent.models.fetcher import PieceFetcher
-from edge_agent.models.trust import Held, TrustAnchor, TrustedModel
+from edge_agent.models.config import TrustOptions
+from edge_agent.models.fetcher import Check, Held, ModelFetcher, PieceFetcher, TrustedModel
+from edge_agent.models.trust import TrustAnchor
 from edge_agent.uplink.downlink import ModelRequest
 from schemas.model import ImageInput, ModelSpec, model_spec_to_plain
 from schemas.rollout import STATUS_MISSING, STATUS_OK, Desired, decode_piece_request
@@ -76,6 +79,12 @@ def repository() -> Repository:
 Fetch = Callable[..., TrustedModel]
 
 
+@contextmanager
+def check_here(options: TrustOptions) -> Iterator[Check]:
+    """As `trust_process`, but in this process: errors keep their causes, and a mutant is noticed."""
+    yield TrustAnchor(options).check
+
+
 @pytest.fixture
 def fetch(repository: Repository, tmp_path: Path) -> Fetch:
     """Fetch as a device does, its requests answered at once out of the repository."""
@@ -88,11 +97,12 @@ def fetch(repository: Repository, tmp_path: Path) -> Fetch:
             found = repository.files.get(request.path)
             piece = (found or b"")[request.offset : request.offset + request.length]
             status = STATUS_MISSING if found is None else STATUS_OK
-            fetcher.on_piece(sent.correlation, [("total", str(len(found or b""))), ("status", status)], piece)
+            pieces.on_piece(sent.correlation, [("total", str(len(found or b""))), ("status", status)], piece)
 
-        fetcher = PieceFetcher(send, tmp_path, timeout_s=0.001, tries=1)
-        anchor = TrustAnchor(repository.roots[0], tmp_path / "state" / "metadata", fetcher, max_bytes)
-        return anchor.fetch(desired, into or tmp_path / "incoming.onnx", held)
+        pieces = PieceFetcher(send, timeout_s=0.001, tries=1)
+        state = tmp_path / "state"
+        options = TrustOptions(repository.roots[0], str(state / "metadata"), str(state / "fetched"), max_bytes)
+        return ModelFetcher(pieces, options, check_here).fetch(desired, into or tmp_path / "incoming.onnx", held)
 
     return fetch
 
@@ -188,10 +198,33 @@ def test_a_disk_that_refuses_is_tried_again_later(fetch: Fetch, tmp_path: Path) 
     assert type(caught.value) is ModelError
 
 
-def test_what_lies_behind_a_failed_fetch_is_said_too(repository: Repository, fetch: Fetch) -> None:
+def test_a_disk_that_fills_up_in_the_middle_keeps_no_partial_file(
+    fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(_updater: object, _info: object, path: str) -> None:
+        Path(path).write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Updater, "download_target", fill)
+    with pytest.raises(ModelError, match="No space left on device") as caught:
+        fetch()
+    assert type(caught.value) is ModelError
+    assert not (tmp_path / "incoming.onnx").exists()
+
+
+def test_files_of_a_fetch_are_removed_when_it_ends(repository: Repository, fetch: Fetch, tmp_path: Path) -> None:
+    fetch()
+    assert not (tmp_path / "state" / "fetched").exists()
+    repository.files.clear()
+    with pytest.raises(ModelError):
+        fetch()
+    assert not (tmp_path / "state" / "fetched").exists()
+
+
+def test_the_cause_of_a_failed_fetch_is_reported_too(repository: Repository, fetch: Fetch) -> None:
     target = f"bright/{'2' * 180}.onnx"
     repository.publish(target=target)
-    message = rf"^{target} cannot be fetched: catchment://models/targets/.* is malformed: repository file .* is malformed$"
+    message = rf"^{target} cannot be fetched: targets/.*: repository file .* is malformed$"
     with pytest.raises(ModelError, match=message):
         fetch(Desired("r", "bright", 2, target, 1))
 

@@ -36,7 +36,7 @@ def test_a_model_in_many_pieces_arrives_whole(core: "fake.Core", device: "fake.D
     assert sum('.onnx"' in request for request in core.requests) == 13
 
 
-def test_lost_answers_are_asked_for_again(core: "fake.Core", device: "fake.Device") -> None:
+def test_lost_answers_are_requested_again(core: "fake.Core", device: "fake.Device") -> None:
     published = core.publish()
     lost = set[str]()
 

@@ -70,7 +70,7 @@ def check(folder: Path, text: str) -> list[tuple[int | None, str]]:
     return [(fault.line, fault.message) for fault in check_file(path).faults]
 
 
-def test_ten_faults_are_told_at_once_each_on_its_line(tmp_path: Path) -> None:
+def test_ten_faults_are_reported_at_once_each_on_its_line(tmp_path: Path) -> None:
     found = check(tmp_path, BAD)
     expected = [
         (None, "device is missing"), (1, "did you mean device"), (5, "broker.port"), (6, "add [broker.tls]"), (9, "max_bytes 5"),
@@ -134,7 +134,7 @@ def test_each_kind_of_fault_is_found_on_its_line(tmp_path: Path, broken, line: i
     assert found[0][0] == line
 
 
-def test_a_file_that_cannot_be_read_is_told_as_such(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_reported_as_such(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         check_file(tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes(b'\ndevice = "\xff"')

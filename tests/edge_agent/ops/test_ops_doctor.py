@@ -66,7 +66,7 @@ def bad(diagnosis: Diagnosis) -> list[str]:
     return [finding.what for finding in found]
 
 
-def test_a_healthy_device_is_told_so_and_one_heartbeat_is_all_that_was_sent(site: Site) -> None:
+def test_a_healthy_device_is_reported_as_such_and_one_heartbeat_is_all_that_was_sent(site: Site) -> None:
     config = site.write_config(DEVICE)
     (config.parent / "state").mkdir()
     with FakeCore(site.broker.host, site.broker.port) as core:
@@ -97,7 +97,7 @@ def test_the_command_answers_with_json_and_an_exit_code(site: Site) -> None:
     assert "fix:" in ill.stdout
 
 
-def test_a_running_agent_is_not_thrown_off_unless_asked_for(site: Site) -> None:
+def test_a_running_agent_is_not_thrown_off_without_probe(site: Site) -> None:
     config = site.write_config(DEVICE)
     state = config.parent / "state/health.json"
     with FakeCore(site.broker.host, site.broker.port) as core:
@@ -130,7 +130,7 @@ def test_rights_that_are_missing_are_named_with_their_topic(site: Site) -> None:
     assert not found.is_healthy
 
 
-def test_a_revoked_certificate_is_told_by_the_broker_alone(site: Site) -> None:
+def test_a_revoked_certificate_is_noticed_by_the_broker_alone(site: Site) -> None:
     config = site.write_config(DEVICE)
     site.authority.revoke(DEVICE)
     site.broker.restart()
@@ -156,7 +156,7 @@ def test_dates_are_judged_by_the_devices_clock(site: Site, days: int, verdict: C
     assert words in message_of(diagnose(config, clock=FixedClock(moment)), "certificate", verdict)
 
 
-def test_a_key_of_another_certificate_and_a_foreign_authority_are_told_apart(site: Site) -> None:
+def test_a_key_of_another_certificate_and_a_foreign_authority_are_distinguished(site: Site) -> None:
     config = site.write_config(DEVICE)
     other = site.device_files("car-1")
     mine = {name: config.parent / f"device.{end}" for name, end in (("key", "key"), ("cert", "pem"))}
@@ -180,7 +180,7 @@ def test_a_key_that_others_can_read_is_a_warning(site: Site) -> None:
     assert "chmod 600" in message_of(diagnose(config), "certificate", CheckResult.WARNING)
 
 
-def test_an_encrypted_key_is_told_and_nobody_is_asked_for_its_password(site: Site) -> None:
+def test_an_encrypted_key_is_reported_and_nobody_has_to_type_its_password(site: Site) -> None:
     config = site.write_config(DEVICE)
     key = config.parent / "device.key"
     command = ["openssl", "ec", "-in", str(key), "-aes256", "-passout", "pass:secret", "-out", str(key)]
@@ -190,7 +190,7 @@ def test_an_encrypted_key_is_told_and_nobody_is_asked_for_its_password(site: Sit
     assert "encrypted" in message_of(found, "broker", CheckResult.FAILED)
 
 
-def test_sources_that_fail_at_this_moment_are_told(broker: RunningBroker, tmp_path: Path) -> None:
+def test_sources_that_fail_at_this_moment_are_reported(broker: RunningBroker, tmp_path: Path) -> None:
     config = tmp_path / "agent.toml"
     config.write_text(PLAIN.format(port=broker.port))
     health = Health(0, 1 << 30, True, 1, 0, 0, 0, 0, None, 0, 0, 0, failing={"nmea:position:{}": "it is gone"})
@@ -212,7 +212,7 @@ def test_files_that_are_not_there_are_named(site: Site) -> None:
     assert "device.key: No such file" in message_of(diagnose(config), "certificate", CheckResult.FAILED)
 
 
-def test_a_name_that_nobody_knows_and_a_port_that_speaks_no_tls_are_told_apart(site: Site) -> None:
+def test_a_name_that_nobody_knows_and_a_port_that_speaks_no_tls_are_distinguished(site: Site) -> None:
     config = site.write_config(DEVICE)
     right = config.read_text()
     config.write_text(right.replace('"localhost"', '"broker.invalid"'))
@@ -221,7 +221,7 @@ def test_a_name_that_nobody_knows_and_a_port_that_speaks_no_tls_are_told_apart(s
     assert "no TLS 1.3" in message_of(diagnose(config), "broker", CheckResult.FAILED)
 
 
-def test_a_broker_that_knows_nobody_is_told(make_broker: MakeBroker, tmp_path: Path) -> None:
+def test_a_broker_that_knows_nobody_is_reported(make_broker: MakeBroker, tmp_path: Path) -> None:
     (tmp_path / "passwords").write_text("")
     broker = make_broker(extra=f"allow_anonymous false\npassword_file {tmp_path}/passwords")
     config = tmp_path / "agent.toml"
@@ -255,7 +255,7 @@ def test_the_disk_is_looked_at_as_it_is(broker: RunningBroker, tmp_path: Path, m
     assert "read-only" in message_of(diagnose(config), "disk", CheckResult.FAILED)
 
 
-def test_a_file_system_in_memory_is_told() -> None:
+def test_a_file_system_in_memory_is_reported() -> None:
     mounts = (
         "24 1 0:22 / / rw - ext4 /dev/root rw\n25 24 0:23 / /run rw,nosuid shared:1 - tmpfs tmpfs rw\n"
         "26 24 0:24 / /mnt/my\\040disk rw - xfs /dev/b rw\n27 24 0:25 / /runner rw - btrfs x rw\n"
@@ -266,7 +266,7 @@ def test_a_file_system_in_memory_is_told() -> None:
     assert filesystem_of(Path("/runner/x"), mounts) == "btrfs"
 
 
-def test_a_clock_that_runs_free_or_was_never_set_is_told(
+def test_a_clock_that_runs_free_or_was_never_set_is_reported(
     broker: RunningBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tmp_path / "agent.toml"
@@ -296,7 +296,7 @@ def test_a_wrong_configuration_is_the_first_finding_and_the_only_one(tmp_path: P
         (None, CheckResult.SKIPPED, "does not run"),
     ],
 )
-def test_rules_are_told_as_the_running_agent_tells_them(tmp_path: Path, policy: Any, verdict: CheckResult, words: str) -> None:
+def test_rules_are_reported_as_by_the_running_agent(tmp_path: Path, policy: Any, verdict: CheckResult, words: str) -> None:
     config = AgentConfig(state_dir=tmp_path, device=DEVICE, policy=PolicyConfig(public_key="0" * 64))
     health = Health(0, 1, True, 0, 0, 0, 0, 0, None, 0, 0, 0, policy=policy)
     found = examine_rules(config, health)

@@ -135,7 +135,7 @@ def test_the_name_in_a_certificate_is_read_without_a_library(site: Site, monkeyp
     assert 820 < (found.not_after - found.not_before).days < 830
 
 
-def test_files_that_are_no_certificate_are_told_apart_from_ones_that_are(tmp_path: Path) -> None:
+def test_files_that_are_no_certificate_are_distinguished_from_ones_that_are(tmp_path: Path) -> None:
     path = tmp_path / "device.pem"
     key = tmp_path / "some.key"
     enrol(DEVICE, key, tmp_path / "some.csr")

@@ -76,7 +76,7 @@ def test_a_place_kept_under_a_relative_path_is_the_same_file() -> None:
     assert not is_same_path("ax.csv", "/etc/c/x.csv")
 
 
-def test_sources_that_share_kind_and_stream_are_told_apart(tmp_path: Path) -> None:
+def test_sources_that_share_kind_and_stream_are_distinguished(tmp_path: Path) -> None:
     labels = list(source_labels(load(tmp_path, TWO).source).values())
     assert labels == ["tail:network_flow:logs/a.jsonl", "tail:network_flow:logs/b.jsonl", "replay:vehicle_telemetry:last-drive"]
     first = TWO[: TWO.index("[[source]]", TWO.index("a.jsonl"))]

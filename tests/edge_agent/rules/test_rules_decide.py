@@ -145,7 +145,7 @@ def test_a_new_policy_counts_from_the_next_batch_on() -> None:
         (rule("bad", "network_flow", "duration_s > 1", EdgeAction.DROP), "does not know"),
     ],
 )
-def test_a_rule_that_means_nothing_here_is_told_and_costs_no_sample(bad, fragment: str) -> None:
+def test_a_rule_that_means_nothing_here_is_reported_and_costs_no_sample(bad, fragment: str) -> None:
     book = Book(bad, rule("stands", STREAM, "speed_mps < 1", EdgeAction.DROP))
     assert speeds_by_priority(book, 0.0, 5.0) == {100: [5.0]}
     assert fragment in book.suspended[f"{STREAM}/bad"]
@@ -165,7 +165,7 @@ def test_values_that_are_not_of_the_contract_are_kept_for_the_contract_to_refuse
     assert "kept whole" in book.suspended[f"{STREAM}/*"]
 
 
-def test_time_and_device_may_be_asked_for() -> None:
+def test_rules_may_use_time_and_device() -> None:
     book = Book(rule("mine", STREAM, "device = 'car-1' and hour(event_time) = 1", EdgeAction.DROP))
     numbers = count()
     kept = rule_filter(book)(

@@ -124,7 +124,7 @@ def test_every_command_explains_itself(run: Run) -> None:
         assert len(text.splitlines()) > 8
 
 
-def test_a_folder_without_a_spool_is_told_so(run: Run, agent: Path) -> None:
+def test_a_folder_without_a_spool_is_reported(run: Run, agent: Path) -> None:
     agent.write_text('device = "pi-7"\nstate_dir = "none"\n')
     code, text = run("spool", "ls")
     assert code == 75

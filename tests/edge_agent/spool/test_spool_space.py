@@ -17,6 +17,7 @@ from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from schemas.envelope import Span
 from schemas.ids import StreamName
+from schemas.policy import MAX_PRIORITY
 from schemas.receipts import Receipt
 
 MIB = 1024 * 1024
@@ -170,7 +171,22 @@ def test_a_stream_that_blocks_waits_for_room_and_others_go_on(tmp_path: Path) ->
     spool.close()
 
 
-def test_what_waits_for_room_when_the_spool_closes_is_told_so_and_not_captured(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [300, 60_000, 200_000])
+def test_samples_never_given_up_make_room_for_themselves_whatever_others_are_worth(tmp_path: Path, size: int) -> None:
+    spool = open_spool(tmp_path / "s")
+    for _ in range(60):
+        spool.append(Append(BETA, (envelope(30_000), envelope(100_000)), priority=MAX_PRIORITY)).result()
+    waiting = [spool.append(Append(ALPHA, (envelope(size),), priority=10, waits_for_room=True)) for _ in range(10)]
+    assert [future.result(timeout=30).first_seq for future in waiting] == list(range(10))
+    spool.append(Append(BETA, (envelope(700_000),) * 4, priority=MAX_PRIORITY)).result()
+    books = {entry.stream: entry for entry in spool.books()}
+    spool.close()
+    assert books[ALPHA].spooled == 10
+    assert all(entry.is_balanced for entry in books.values())
+    assert on_disk(tmp_path / "s") <= 8 * MIB
+
+
+def test_samples_that_wait_for_room_when_the_spool_closes_are_refused_and_not_captured(tmp_path: Path) -> None:
     spool = open_spool(tmp_path / "s")
     appends = [Append(ALPHA, (envelope(200_000),), source="s", position=b"%d" % n, waits_for_room=True) for n in range(30)]
     futures: list[Any] = []

@@ -106,7 +106,7 @@ def test_a_large_payload_goes_in_parts_and_a_broken_link_repeats_at_most_one(
         assert [body for _, body in core.landed] == [b"row"]
 
 
-def test_an_evicted_range_is_told_and_settled(broker: RunningBroker, device: Callable[..., Device], tmp_path: Path) -> None:
+def test_an_evicted_range_is_reported_and_settled(broker: RunningBroker, device: Callable[..., Device], tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool", max_bytes=8 << 20, linger_ms=0, clock=SystemClock())
     for _ in range(60):
         spool.append(Append(ALPHA, (NewEnvelope(1, b"x" * 100_000, "1.0.0"),))).result()

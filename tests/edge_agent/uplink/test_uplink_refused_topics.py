@@ -100,7 +100,7 @@ def test_an_agent_that_may_not_hear_receipts_is_not_ready_and_its_metrics_say_wh
     assert "catchment_agent_refused_control_total 3" in page
 
 
-def test_an_answer_is_told_once_until_it_changes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_answer_is_logged_once_until_it_changes(capsys: pytest.CaptureFixture[str]) -> None:
     progress = UplinkProgress()
     assert [progress.note_answer("t", code) for code in (0x87, 0x87, 0, 0x97)] == [True, True, False, True]
     assert progress.refused_topics == {"t": 0x97}

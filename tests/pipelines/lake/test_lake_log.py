@@ -1,7 +1,9 @@
 """Logs stay short: old entries and names of removed files go, what people look back to stays, every fact is archived first."""
 
 import os
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from pipelines.config import load_core_config
-from pipelines.errors import ConfigError, CorruptLakeError
+from pipelines.errors import ConfigError, CorruptLakeError, RefusedError
 from pipelines.ingest.plan import read_plan
 from pipelines.lake import delta_log
 from pipelines.lake.commit import commit_once, live_sizes
@@ -21,7 +23,7 @@ from pipelines.lake.files import write_table_file
 from pipelines.lake.lake import lake_at
 from pipelines.maintenance.archive import archive_runs, archived_run
 from pipelines.maintenance.log_trim import trim_log, trim_logs
-from pipelines.maintenance.maintain import maintain
+from pipelines.maintenance.maintain import LogShortener, maintain, only_maintenance
 from pipelines.maintenance.vacuum import Keep, Vacuum
 from tests.fakes.lake_files import files, orphans
 from tests.faults.deaths import Deaths
@@ -200,6 +202,45 @@ def test_a_lake_whose_oldest_plans_are_gone_already_archives_the_others(lake: Co
     assert archive_runs(lake_at(lake.root)) == 5
     assert [row["run"] for row in archive(lake.root)] == [2, 3, 4, 5, 6]
     assert archived_run(lake_at(lake.root)) == 6
+
+
+def test_a_run_loop_shortens_the_logs_of_a_lake_that_nobody_maintains(lake: Core) -> None:
+    shortener = LogShortener(lake_at(lake.root), replace(NOTHING, versions=2), long_log_entries=6, look_every_runs=3)
+    before = {name: lake.table(name).num_rows for name in (TELEMETRY, FRAMES, "commits")}
+    shortener.after_run(6)
+    assert all(len(entries(lake.root, name)) <= 2 for name in (TELEMETRY, FRAMES, "commits"))
+    assert {name: lake.table(name).num_rows for name in (TELEMETRY, FRAMES, "commits")} == before
+    assert archived_run(lake_at(lake.root)) == 6
+
+
+def test_a_log_that_is_short_enough_or_was_just_looked_at_is_left_to_maintenance(lake: Core) -> None:
+    shortener = LogShortener(lake_at(lake.root), replace(NOTHING, versions=1), long_log_entries=8, look_every_runs=3)
+    shortener.after_run(6)
+    fill(lake.root, "commits", range(7, 10))
+    shortener.after_run(8)
+    assert len(entries(lake.root, "commits")) > 8
+    with only_maintenance(lake_at(lake.root)):
+        shortener.after_run(9)  # maintenance is at work already: it is left to that one
+    assert len(entries(lake.root, "commits")) > 8
+    shortener.after_run(12)
+    assert len(entries(lake.root, "commits")) == 1
+
+
+def test_maintenance_waits_for_a_loop_that_shortens_logs_and_is_not_refused(tmp_path: Path) -> None:
+    lake, entered = lake_at(tmp_path), threading.Event()
+
+    def maintains() -> None:
+        with only_maintenance(lake):
+            entered.set()
+
+    with only_maintenance(lake, is_run_loop=True):
+        other = threading.Thread(target=maintains)
+        other.start()
+        with pytest.raises(RefusedError), only_maintenance(lake, is_run_loop=True):
+            pass
+        assert not entered.is_set()
+    other.join(30)
+    assert entered.is_set()
 
 
 @pytest.mark.slow

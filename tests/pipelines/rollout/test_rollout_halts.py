@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from edge_agent.errors import ModelError
 from edge_agent.models import loader, updater
 from edge_agent.models.config import ModelConfig
-from edge_agent.models.trust import TrustedModel
+from edge_agent.models.fetcher import TrustedModel
 from edge_agent.models.updater import ModelUpdater
 from pipelines.config import load_core_config
 from pipelines.director import DesiredOrders, director_folder, first_director
@@ -334,6 +334,6 @@ def test_in_200_interleavings_no_device_installs_a_version_after_it_has_taken_in
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(loader, "ModelProcess", FakeProcess)
-    monkeypatch.setattr(updater, "TrustAnchor", SlowTrust)
+    monkeypatch.setattr(updater, "ModelFetcher", SlowTrust)
     monkeypatch.setattr(server, "BrokerLink", FakeLink)
     run_state_machine_as_test(HaltMachine, settings=settings(max_examples=200, stateful_step_count=30, deadline=None))
