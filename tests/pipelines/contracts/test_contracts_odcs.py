@@ -12,7 +12,17 @@ from pipelines.contracts.arrow import row_schema, table_schema
 from pipelines.contracts.odcs import load_odcs, to_odcs
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError
-from schemas.contract import LIST_TYPES, NAMES, VECTOR_TYPES, Column, ColumnType, Contract, QualityRule, builtin_contract
+from schemas.contract import (
+    LIST_TYPES,
+    NAMES,
+    STRUCT_TYPES,
+    VECTOR_TYPES,
+    Column,
+    ColumnType,
+    Contract,
+    QualityRule,
+    builtin_contract,
+)
 from tests.fakes.run_core import RunCore
 
 ROOT = Path(__file__).parents[3]
@@ -49,7 +59,7 @@ def a_column(type_: ColumnType) -> Column:
         name,
         type_,
         length=4 if type_ in VECTOR_TYPES else None,
-        fields=inner if type_ is ColumnType.STRUCT else (),
+        fields=inner if type_ in STRUCT_TYPES else (),
         zone="Europe/Berlin" if type_ is ColumnType.TIMESTAMP else "",
         max_length=9 if type_ in LIST_TYPES else None,
     )

@@ -101,7 +101,7 @@ def test_pictures_in_a_frame_are_inspected() -> None:
     assert tags_of(Policy.parse(text).apply(frame)) == [["broken"]]
 
 
-def test_the_package_loads_no_more_than_before_until_the_notebook_s_class_is_used() -> None:
+def test_the_package_loads_no_more_than_before_until_the_notebook_s_class_is_requested() -> None:
     code = "import sys, pipelines.policy; assert 'polars' not in sys.modules; from pipelines.policy import Policy; Policy.load"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
