@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -85,7 +85,8 @@ def reading(folder: Path, rows: pa.Table) -> dict[str, float]:
     build_set(lake_at(folder), "drives", ("telemetry",), options=BuildOptions(arrays=rule))
     train = open_set(folder / "sets/drives/1", "train")
     store = str(folder / "sets/drives/1/train.zarr")
-    values, mask = (zarr.open_array(f"{store}/{name}", mode="r") for name in ("windows", "mask"))
+    values: Any = zarr.open_array(f"{store}/windows", mode="r")
+    mask: Any = zarr.open_array(f"{store}/mask", mode="r")
     few = np.random.default_rng(2).permutation(len(train))[:300].tolist()
 
     def batches() -> int:

@@ -53,6 +53,8 @@ def _fields_redactor(column: Column, key: bytes) -> Redactor | None:
     def redact_fields(value: Scalar) -> Scalar:
         if value is None:
             return None
+        if column.type is ColumnType.LIST_STRUCT and isinstance(value, list):
+            return [redact_fields(item) for item in value]
         if not isinstance(value, dict):
             raise UnredactableError(f"column {column.name}: no object")
         return {name: found[name](cell) if name in found else cell for name, cell in value.items()}

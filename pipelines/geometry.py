@@ -33,12 +33,19 @@ def rotated_of_corners(corners: Sequence[float]) -> Numbers:
 
     Corners that are not quite a box, such as rounded ones, give the box with their mean sides and the turn of the first side.
     """
-    points = np.array(corners, np.float64).reshape(4, 2)
-    sides = np.roll(points, -1, axis=0) - points
-    lengths = np.hypot(sides[:, 0], sides[:, 1])
-    degrees = math.degrees(math.atan2(sides[0, 1], sides[0, 0])) % 360.0
-    x, y = points.mean(axis=0)
-    return float(x), float(y), float(lengths[::2].mean()), float(lengths[1::2].mean()), degrees
+    x, y, width, height, degrees = rotated_of_corner_rows(np.array([corners], np.float64))[0].tolist()
+    return x, y, width, height, degrees
+
+
+def rotated_of_corner_rows(corners: _Floats) -> _Floats:
+    """The same for many boxes at once: rows of eight numbers in, rows of five out."""
+    points = corners.reshape(-1, 4, 2)
+    sides = np.roll(points, -1, axis=1) - points
+    lengths = np.hypot(sides[:, :, 0], sides[:, :, 1])
+    degrees = np.degrees(np.arctan2(sides[:, 0, 1], sides[:, 0, 0])) % 360.0
+    middle = points.mean(axis=1)
+    rows: _Floats = np.column_stack([middle, lengths[:, ::2].mean(axis=1), lengths[:, 1::2].mean(axis=1), degrees])
+    return rows
 
 
 def turned_about(x: float, y: float, pivot_x: float, pivot_y: float, degrees: float) -> tuple[float, float]:

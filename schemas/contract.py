@@ -70,10 +70,12 @@ class ColumnType(StrEnum):
     VECTOR_FLOAT32 = "vector<float32>"  # `length` of the column says how many
     VECTOR_FLOAT64 = "vector<float64>"
     STRUCT = "struct"  # `fields` of the column says what is in it
+    LIST_STRUCT = "list<struct>"  # a list of such: boxes, polygons
 
 
 LIST_TYPES = frozenset(type_ for type_ in ColumnType if type_.startswith("list<"))
 VECTOR_TYPES = frozenset({ColumnType.VECTOR_FLOAT32, ColumnType.VECTOR_FLOAT64})
+STRUCT_TYPES = frozenset({ColumnType.STRUCT, ColumnType.LIST_STRUCT})
 NESTED_TYPES = LIST_TYPES | VECTOR_TYPES | {ColumnType.STRUCT}
 NUMERIC_TYPES = frozenset({ColumnType.INT32, ColumnType.INT64, ColumnType.FLOAT32, ColumnType.FLOAT64})
 
@@ -94,9 +96,9 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
     """One column: its type, and the bounds a value must keep to be accepted. NaN and infinities are always refused.
 
     `minimum` and `maximum` are inclusive; `max_length` counts characters (string), bytes (binary) or items (list).
-    `length` is a vector's number of items, `fields` a struct's columns, `zone` the time zone that readers of a timestamp are
-    shown it in: what is kept is always the instant. `source_name` is what the column is called in the files and messages that
-    fill it (ODCS: physicalName); empty where that is `name`.
+    `length` is a vector's number of items, `fields` the columns of a struct or of a list's structs, `zone` the time zone that
+    readers of a timestamp are shown it in: what is kept is always the instant. `source_name` is what the column is called in the
+    files and messages that fill it (ODCS: physicalName); empty where that is `name`.
     """
 
     name: str
@@ -141,9 +143,9 @@ def _check_shape(column: Column) -> None:
     """Check the attributes that only vectors, structs and timestamps have."""
     if (column.length is not None) != (column.type in VECTOR_TYPES) or not 1 <= (column.length or 1) <= 65_536:
         raise ContractError(f"column {column.name[:80]}: a vector, and nothing else, has a length of 1 to 65,536")
-    if bool(column.fields) != (column.type is ColumnType.STRUCT):
-        raise ContractError(f"column {column.name[:80]}: a struct, and nothing else, has fields")
-    if any(field.type is ColumnType.STRUCT for field in column.fields):
+    if bool(column.fields) != (column.type in STRUCT_TYPES):
+        raise ContractError(f"column {column.name[:80]}: a struct or a list of them, and nothing else, has fields")
+    if any(field.type in STRUCT_TYPES for field in column.fields):
         raise ContractError(f"column {column.name[:80]}: a struct in a struct is not in the subset; write its fields out")
     if len({field.name for field in column.fields}) != len(column.fields):
         raise ContractError(f"column {column.name[:80]}: a field's name is used twice")
@@ -163,6 +165,11 @@ def _check_source_name(column: Column) -> None:
 def _repeated_source_name(columns: tuple[Column, ...]) -> str | None:
     named = [column.source_name for column in columns if column.source_name]
     return next((name for name in named if named.count(name) > 1), None)
+
+
+def item_of(column: Column) -> Column:
+    """What a list or vector holds, as a column."""
+    return Column("item", ColumnType(column.type.partition("<")[2].rstrip(">")), fields=column.fields)
 
 
 class PayloadSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -63,7 +63,19 @@ def _entry(name: str, value: Any) -> str:
 def _methods(value: type) -> dict[str, Any]:
     """Its own, and what a training set inherits; a mix has the same, which its docstring says."""
     inherited = vars(value.__mro__[1]) if value.__name__ == "TrainingSet" else {}
-    hidden = ("chunks", "names", "expect", "order", "source", "identity", "array_batch")
+    hidden = (
+        "chunks",
+        "payloads",
+        "has_payload",
+        "trusted",
+        "mark_compared",
+        "names",
+        "expect",
+        "order",
+        "source",
+        "identity",
+        "array_batch",
+    )
     return {name: method for name, method in {**inherited, **vars(value)}.items() if name not in hidden}
 
 

@@ -10,7 +10,7 @@ uv pip compile pyproject.toml --extra dev $common "$@" -o requirements.lock
 # shellcheck disable=SC2086
 uv pip compile pyproject.toml $common -c requirements.lock "$@" -o requirements-agent.lock
 # shellcheck disable=SC2086
-echo "torch>=2.5" | uv pip compile - $common -c requirements.lock "$@" -o requirements-torch.lock
+printf '%s\n' "litdata>=0.2.76" "torch>=2.5" | uv pip compile - $common -c requirements.lock "$@" -o requirements-torch.lock
 # shellcheck disable=SC2086
-printf '%s\n' "datasets>=3.0" "mlcroissant>=1.0" "pycocotools>=2.0.8" "pylance>=1.0" "tfrecord>=1.14" "webdataset>=1.0" "xarray>=2025.6" |
+printf '%s\n' "datasets>=3.0" "kubernetes-validate>=1.31" "mlcroissant>=1.0" "pycocotools>=2.0.8" "pylance>=1.0" "tfrecord>=1.14" "webdataset>=1.0" "xarray>=2025.6" |
     uv pip compile - $common -c requirements.lock "$@" -o requirements-peers.lock

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import TypeAlias
 
-from catchment.rules.functions import FUNCTION_NAMES, register_functions
-from catchment.rules.rule import EdgeRule
+from catchment.rules.functions import COUNT_ITEMS, FUNCTION_NAMES, register_functions
+from catchment.rules.rule import EdgeRule, decode_edge_rule
 from schemas.contract import ColumnType
 from schemas.errors import EdgeRuleError
 
-Value: TypeAlias = str | int | float | bool | bytes | list[str | None] | list[int | float | None] | None
+Item: TypeAlias = dict[str, "str | int | float | bool | bytes | None"]
+Value: TypeAlias = str | int | float | bool | bytes | list[str | None] | list[int | float | None] | list[Item | None] | None
 RuleResults: TypeAlias = list[bool | None]
 
 _TABLE = "samples"  # its key is `_row`: no contract's column begins with a line
@@ -36,6 +37,7 @@ _ITEMS: dict[ColumnType, frozenset[type]] = {
     ColumnType.LIST_FLOAT64: _NUMBERS,
     ColumnType.VECTOR_FLOAT32: _NUMBERS,
     ColumnType.VECTOR_FLOAT64: _NUMBERS,
+    ColumnType.LIST_STRUCT: frozenset({dict, type(None)}),
 }
 _ACCEPTED: dict[ColumnType, frozenset[type]] = {
     ColumnType.STRING: _TEXTS,
@@ -52,9 +54,10 @@ _ACCEPTED: dict[ColumnType, frozenset[type]] = {
 
 @dataclass(frozen=True, slots=True)
 class EdgeLimits:
-    """Limits of a rule: engine instructions per row, bytes of one value, and rules in one evaluator."""
+    """Limits of a rule: engine instructions per row, bytes of one value, objects of one list, and rules in one evaluator."""
 
     max_steps_per_row: int = 20_000
+    max_items: int = 10_000
     max_value_bytes: int = 1024 * 1024
     max_rules: int = 1_000
 
@@ -89,6 +92,8 @@ class EdgeEvaluator:
         self._steps_left = 0
         self._connection = _guarded(self.columns, self.limits.max_value_bytes)
         self._connection.set_progress_handler(self._is_over_budget, _STEP)
+        self._of_items: dict[str, EdgeEvaluator] = {}
+        self._connection.create_function(COUNT_ITEMS, 2, self._count_items, deterministic=True)
         for index, rule in enumerate(self.rules):
             self._check(index, rule)
 
@@ -146,6 +151,26 @@ class EdgeEvaluator:
             raise _EvaluationError(f"the rule gave {len(found)} verdicts for {rows} rows")
         return [[None if value is None else value != 0 for value in column] for column in zip(*found, strict=True)]
 
+    def _count_items(self, items: str | None, text: str) -> float | None:
+        """For how many objects of a list the rule in `text` is true: it is checked as every rule, and runs beside this one."""
+        if items is None:
+            return None
+        if text not in self._of_items:
+            inner = EdgeEvaluator([decode_edge_rule(text.encode())], self.limits)
+            if inner.suspended:
+                raise EdgeRuleError(inner.suspended[0])
+            self._of_items[text] = inner
+        inner = self._of_items[text]
+        objects = [item or {} for item in json.loads(items)]
+        if len(objects) > self.limits.max_items:
+            raise EdgeRuleError(f"a list of {len(objects):,} objects is above the limit of {self.limits.max_items:,}")
+        self._steps_left -= _STEP * (1 + len(objects) // 10)
+        columns = {name: [item.get(name) for item in objects] for name in inner.columns}
+        (met,) = inner.evaluate(columns, len(objects))
+        if inner.suspended:
+            raise EdgeRuleError(inner.suspended[0])
+        return float(met.count(True))
+
     def _check(self, index: int, rule: EdgeRule) -> None:
         try:
             self._connection.execute(f"EXPLAIN {_query([rule])}", rule.parameters)
@@ -191,14 +216,21 @@ def _list_text(name: str, type_: ColumnType, value: Value) -> str | None:
     """A list as the JSON text that the language's functions of lists read; a NaN in it is null."""
     if not isinstance(value, list):
         return None
-    items: Iterable[Value] = value
+    items: Iterable[object] = value
     if not set(map(type, value)) <= _ITEMS[type_]:
         raise EdgeRuleError(f"column {name} needs items of type {type_}")
+    if type_ is ColumnType.LIST_STRUCT:
+        return json.dumps([_plain_item(item) for item in value])
     if type_ in (ColumnType.LIST_FLOAT32, ColumnType.VECTOR_FLOAT32):
         items = array("f", [item if isinstance(item, int | float) else _NAN for item in value])
     if type_ is not ColumnType.LIST_STRING:
         items = [float(item) if isinstance(item, int | float) and item == item else None for item in items]  # noqa: PLR0124 - NaN
     return json.dumps(list(items))
+
+
+def _plain_item(item: object) -> dict[str, object] | None:
+    """An object without its bytes and lists, which no condition reads."""
+    return {key: cell for key, cell in item.items() if not isinstance(cell, bytes | list)} if isinstance(item, dict) else None
 
 
 def _guarded(columns: Iterable[str], max_value_bytes: int) -> sqlite3.Connection:

@@ -149,6 +149,8 @@ _FUNCTIONS: tuple[tuple[str, int, Callable[..., Value]], ...] = tuple(
     )
 )
 
+COUNT_ITEMS = "ct_count_items"  # the evaluator has it: it runs a rule itself
+
 # SQLite's own that the generated SQL calls, beside ours.
 _OWN = frozenset({"abs", "coalesce", "min", "max"})
-FUNCTION_NAMES = _OWN | {name for name, _, _ in _FUNCTIONS}
+FUNCTION_NAMES = _OWN | {name for name, _, _ in _FUNCTIONS} | {COUNT_ITEMS}

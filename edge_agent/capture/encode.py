@@ -19,7 +19,7 @@ from edge_agent.clock_quality import EARLIEST_MS
 from edge_agent.errors import EncodingError, SpoolFullError
 from edge_agent.sources.api import Rejects, SampleBatch, Scalar
 from edge_agent.spool.records import ClockReference, NewEnvelope, ObjectRef
-from schemas.contract import Column, ColumnType, Contract
+from schemas.contract import Column, ColumnType, Contract, item_of
 from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256, ZSTD
 
 # The tries of a batch whose payload cannot be read, and the longest wait for a full disk.
@@ -257,12 +257,7 @@ def _schema(column: Column) -> object:
         return na.c_schema(na.struct({field.name: _schema(field) for field in column.fields}))
     if column.type in _TYPES:
         return _TYPES[column.type]
-    return na.c_schema(na.list_(_schema(_item_of(column))))
-
-
-def _item_of(column: Column) -> Column:
-    """Return the content of a list or vector as a column."""
-    return Column("item", ColumnType(column.type.partition("<")[2].rstrip(">")))
+    return na.c_schema(na.list_(_schema(item_of(column))))
 
 
 def _column(column: Column, values: Sequence[Scalar]) -> Filled:
@@ -287,7 +282,7 @@ def _list(column: Column, values: Sequence[Scalar]) -> Filled:
     items = list(chain.from_iterable(lists))
     nulls, validity = _validity(values)
     offsets = array("i", accumulate(map(len, lists), initial=0))
-    return Filled(nulls, (validity, offsets), (replace(_column(_item_of(column), items), rows=len(items)),))
+    return Filled(nulls, (validity, offsets), (replace(_column(item_of(column), items), rows=len(items)),))
 
 
 def _struct(column: Column, values: Sequence[Scalar]) -> Filled:

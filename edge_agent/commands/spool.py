@@ -52,7 +52,7 @@ def list_spool(
 
     if state is not None and state.upper() not in State.__members__:
         raise typer.BadParameter(f"{state!r} is not one of ready, waiting, parked", param_hint="--state")
-    with _reader(config) as (db, _):
+    with opened_spool(config) as (db, _):
         found = inspection.entries(db, stream=stream, state=None if state is None else State[state.upper()], limit=limit)
         in_all = inspection.count(db)
     _tell_entries(found, in_all, as_json=as_json, is_cut=len(found) >= limit)
@@ -69,7 +69,7 @@ def show_envelope(
     from edge_agent.spool import database, inspection, payload_files
     from edge_agent.spool.sealing import open_envelope, read_seal
 
-    with _reader(config) as (db, folder):
+    with opened_spool(config) as (db, folder):
         found = inspection.entry(db, id_)
         if found is None:
             raise NotFoundError(f"there is no envelope {id_}; it is settled, or never was: see `edge-agent spool ls`")
@@ -99,7 +99,7 @@ def verify_spool(config: Config = AGENT, as_json: AsJson = False) -> None:
     """
     from edge_agent.spool import inspection
 
-    with _reader(config) as (db, folder):
+    with opened_spool(config) as (db, folder):
         check = inspection.verify(db, folder)
     if as_json:
         say_json(msgspec.json.encode({**msgspec.structs.asdict(check), "is_sound": check.is_sound}))
@@ -120,7 +120,7 @@ def list_parked(config: Config = AGENT, limit: LimitOption = 100, as_json: AsJso
     from edge_agent.spool import inspection
     from edge_agent.spool.records import State
 
-    with _reader(config) as (db, _):
+    with opened_spool(config) as (db, _):
         found = inspection.entries(db, stream=None, state=State.PARKED, limit=limit)
         in_all = inspection.count(db)
     _tell_entries(found, in_all, as_json=as_json, is_cut=len(found) >= limit)
@@ -140,7 +140,7 @@ def replay_parked(
 
     if bool(ids) == everything:
         raise typer.BadParameter("give ids, or --all", param_hint="ID")
-    with _reader(config) as (db, folder):
+    with opened_spool(config) as (db, folder):
         parked = {entry.id for entry in inspection.entries(db, stream=None, state=State.PARKED, limit=1_000_000)}
     unknown = sorted(set(ids or ()) - parked)
     if unknown:
@@ -157,7 +157,8 @@ def replay_parked(
 
 
 @contextmanager
-def _reader(path: Path) -> Iterator[tuple[sqlite3.Connection, Path]]:
+def opened_spool(path: Path) -> Iterator[tuple[sqlite3.Connection, Path]]:
+    """The spool of this configuration, to be read alone: its database and its folder."""
     from edge_agent.spool import inspection
 
     folder = load_agent_config(path).spool_dir

@@ -13,7 +13,7 @@ from edge_agent.errors import DocumentLaterError, UntrustedDocumentError
 EXIT_SIGNED = 0
 EXIT_FORGED = 3
 
-_CHECK_WITHIN_S = 60.0
+CHECK_WITHIN_S = 60.0
 
 
 def check_signatures(signed: bytes, signatures: Sequence[tuple[str, str]]) -> None:
@@ -30,7 +30,7 @@ def check_signatures(signed: bytes, signatures: Sequence[tuple[str, str]]) -> No
     pairs = [f"{key}:{signature}" for key, signature in signatures]
     command = [sys.executable, "-P", "-m", "edge_agent.documents.signature", *pairs]
     try:
-        done = subprocess.run(command, input=signed, capture_output=True, timeout=_CHECK_WITHIN_S, check=False)
+        done = subprocess.run(command, input=signed, capture_output=True, timeout=CHECK_WITHIN_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DocumentLaterError(f"the signature could not be checked: {error}; it is tried again") from error
     if done.returncode == EXIT_FORGED:

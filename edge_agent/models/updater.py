@@ -186,7 +186,7 @@ class ModelUpdater:
         self._look_after_running()
         if self._due() is not None and (self.worker is None or not self.worker.is_alive()):
             # A daemon: a download must not keep the agent from stopping, and a kill in the middle of it is harmless.
-            self.worker = threading.Thread(target=self._try_install, name=f"model-{self._config.name}", daemon=True)
+            self.worker = threading.Thread(target=self.try_install, name=f"model-{self._config.name}", daemon=True)
             self.worker.start()
         self._wake.wait(wait_s)
         self._wake.clear()
@@ -262,7 +262,8 @@ class ModelUpdater:
             except ModelError as error:
                 log.warning("model_probation_not_recorded", model=self._config.name, reason=str(error))
 
-    def _try_install(self) -> None:
+    def try_install(self) -> None:
+        """Fetch, try and install the version that is due, if one is; a failure is kept for the report."""
         wanted = self._due()
         if wanted is None:
             return

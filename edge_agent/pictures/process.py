@@ -1,6 +1,7 @@
 """The agent's side of the process that decodes pictures: one for inspectors, one for redaction, shared by all sources."""
 
 import threading
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,20 +38,35 @@ class PictureProcess:
     Args:
         kind: what for.
         timeout_s: how long one picture may take.
+        memory_bytes: most that it may take; None: what the largest picture of this purpose needs.
+        needs: modules that it needs; None: those of this purpose.
 
     Raises:
         ConfigError: what it needs is not installed; the message names it.
     """
 
-    def __init__(self, kind: Kind, timeout_s: float = _PICTURE_TIMEOUT_S) -> None:
-        for name in _NEEDED[kind]:
+    def __init__(
+        self,
+        kind: Kind,
+        timeout_s: float = _PICTURE_TIMEOUT_S,
+        memory_bytes: int | None = None,
+        needs: Sequence[str] | None = None,
+    ) -> None:
+        for name in _NEEDED[kind] if needs is None else needs:
             if find_spec(name) is None:
                 raise ConfigError(f"{name} is not installed")
         self._kind = kind
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
-        limits = WorkerLimits(memory_bytes=_MEMORY_BYTES[kind], cpu_s=round(timeout_s), max_answer_bytes=256 * MIB)
+        limits = WorkerLimits(
+            memory_bytes=memory_bytes or _MEMORY_BYTES[kind], cpu_s=round(timeout_s), max_answer_bytes=256 * MIB
+        )
         self._worker = WorkerProcess(WorkerSpec(target=_TARGET, options=kind.encode(), limits=limits))
+
+    @property
+    def pid(self) -> int | None:
+        """Process id; None while it does not run."""
+        return self._worker.pid
 
     def facts(self, payload: bytes | Path) -> tuple[Any, ...]:
         """The values of `schemas.inspectors.PICTURE_COLUMNS`, in order.

@@ -83,7 +83,7 @@ class Lanes:
 
 _CHUNK_ROWS = 64
 # So many rows are skipped in one go, with the spool's lock held; more of them are for the next call.
-_MAX_PASSED_ROWS = 20_000
+MAX_PASSED_ROWS = 20_000
 # While old and new share the link, they take turns by so much.
 _TURN_BYTES = 256 * 1024
 
@@ -194,7 +194,7 @@ class Leases:
 
     def _free(self, db: sqlite3.Connection, lane: Lane) -> Iterator[int]:
         """Ids of a lane that may be given out. The cursor passes what may not, so that it is looked at once."""
-        for _ in range(_MAX_PASSED_ROWS // _CHUNK_ROWS):
+        for _ in range(MAX_PASSED_ROWS // _CHUNK_ROWS):
             after_id, upto_id = self._lanes.bounds(lane)
             is_choosy = self._min_priority > 0 or bool(self._left_out) or bool(self._held_boot)
             rows = database.ready_after(db, after_id, upto_id, _CHUNK_ROWS, with_value=is_choosy)

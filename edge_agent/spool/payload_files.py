@@ -29,8 +29,8 @@ from schemas.ids import Digest
 FOLDER_NAME = "bodies"
 MIN_BODY_BYTES = 64 * 1024
 # Each new file costs a sync of its folder: with frames, a commit begins one in four times.
-_LARGEST_FILE_BYTES = 16 * 1024 * 1024
-_FILE_SHARE = 64
+LARGEST_FILE_BYTES = 16 * 1024 * 1024
+FILE_SHARE = 64
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +62,7 @@ class BodyFiles:
         self._unsynced: set[int] = set()
         self._finished: list[int] = []  # descriptors of full files, closed after their sync
         self._has_new_names = False
-        self._file_bytes = min(_LARGEST_FILE_BYTES, max_bytes // _FILE_SHARE)
+        self._file_bytes = min(LARGEST_FILE_BYTES, max_bytes // FILE_SHARE)
         make_folder(folder)
         self._files = {int(path.name): _File(path.stat().st_size) for path in folder.iterdir() if path.name.isdecimal()}
         # A number is not used again while this process lives: a rolled back row must not find another's bytes.

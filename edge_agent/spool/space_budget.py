@@ -70,12 +70,12 @@ class ReserveFile:
 
 
 # The soft limit keeps a little below the hard page cap, which stays the last resort.
-_SLACK_BYTES = 512 * 1024
+SLACK_BYTES = 512 * 1024
 
 
 def soft_limit_bytes(max_bytes: int) -> int:
     """From here on room is made; a little below the quota, for the log and what deletes need."""
-    return max_bytes - database.RESERVE_BYTES - _SLACK_BYTES
+    return max_bytes - database.RESERVE_BYTES - SLACK_BYTES
 
 
 class SpaceBudget:

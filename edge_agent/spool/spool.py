@@ -42,6 +42,9 @@ class Spool:
         min_free_bytes: what is left free on the disk for others.
         seal: encrypts what is stored.
 
+    Attributes:
+        folder: where it lives.
+
     Raises:
         SpoolError: the disk refuses; nothing is lost, try again later.
         ConfigError: the spool holds samples that this seal cannot open.
@@ -59,7 +62,7 @@ class Spool:
         seal: Seal | None = None,
         disk_full_pause_s: float = DISK_FULL_PAUSE_S,
     ) -> None:
-        self._folder = folder
+        self.folder = folder
         self._seal = seal
         self._lock = threading.RLock()
         self._leases = Leases(self._load)
@@ -296,7 +299,7 @@ class Spool:
         """Commit what is pending, then let go of the files."""
         self._writer.close()
         if self._writer.failure is not None:
-            mark_suspect(self._folder)
+            mark_suspect(self.folder)
         with self._lock:
             self._reader.close()
         self._db.close()

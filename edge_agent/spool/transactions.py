@@ -17,7 +17,7 @@ from edge_agent.spool.space_budget import ReserveFile, SpaceBudget
 from schemas.envelope import Span
 
 # Freed beyond what is needed, so that a full spool does not evict at every append.
-_EVICT_AT_LEAST_BYTES = 256 * 1024
+EVICT_AT_LEAST_BYTES = 256 * 1024
 _EVICT_SHARE = 256
 _CANDIDATES = 512
 # With this much to spare, appends are not measured one by one: more than callers can have put into files meanwhile.
@@ -192,7 +192,7 @@ class Transactions:
     def _evict_until(self, lacking: Callable[[], int], priority: int, in_flight: frozenset[int]) -> Removed:
         removed = Removed()
         while (missing := lacking() - self._just_left(removed)) > 0:
-            need = max(missing, _EVICT_AT_LEAST_BYTES, self._budget.soft_limit_bytes // _EVICT_SHARE)
+            need = max(missing, EVICT_AT_LEAST_BYTES, self._budget.soft_limit_bytes // _EVICT_SHARE)
             victims = choose_victims(changes.candidates(self._db, in_flight, _CANDIDATES), need, priority)
             if not victims.ids:
                 break

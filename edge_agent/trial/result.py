@@ -39,9 +39,10 @@ def _problems(batch: SampleBatch, row: int, contract: Contract) -> Iterator[str]
         values = batch.columns.get(column.name)
         value = None if values is None else values[row]
         yield from _of_value(column, value, column.name)
-        if isinstance(value, dict):
-            for field in column.fields:
-                yield from _of_value(field, value.get(field.name), f"{column.name}.{field.name}")
+        for item in value if column.type is ColumnType.LIST_STRUCT and isinstance(value, list) else [value]:
+            if isinstance(item, dict):
+                for field in column.fields:
+                    yield from _of_value(field, item.get(field.name), f"{column.name}.{field.name}")
     if contract.payload is not None:
         yield from _of_payload(None if batch.payloads is None else batch.payloads[row], contract)
 

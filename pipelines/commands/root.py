@@ -52,6 +52,7 @@ ROOMS = {
         "pipelines.commands.rollout", "rollout_app", "Roll a model out to cohorts of devices, watch it, halt it."
     ),
     "director": CommandGroup("pipelines.commands.director", "director_app", "The key that signs orders: make, give out, change."),
+    "bench": CommandGroup("pipelines.commands.bench", "bench_app", "Measure how many accelerators a disk feeds."),
     "demo": CommandGroup("pipelines.commands.demo", "demo", "See all of it work on this machine, in minutes."),
 }
 

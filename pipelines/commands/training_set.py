@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from pipelines.config import load_core_config, require_folder
 from pipelines.errors import RefusedError
 from pipelines.lake import lake as lakes
 from pipelines.lake.lake import lake_at, lake_of
+from pipelines.runners.engine import Engine, RunnerKind
 from pipelines.training.array_rules import LabelRule, Resample
 from pipelines.training.bucket_sets import bring_set
 from pipelines.training.build import DEFAULT_SPLIT, BuildOptions, SetDraft, draft_set, terms_of, wish_of, wish_of_spec, write_set
@@ -34,7 +36,7 @@ from pipelines.training.shards import Progress
 from pipelines.training.spec import parse_duration_s
 from pipelines.training.spec_file import load_spec, schema_text
 
-_BESIDE_SPEC = frozenset({"name", "allow_missing", "reassign", "lake", "config", "as_json"})
+_BESIDE_SPEC = frozenset({"name", "allow_missing", "reassign", "runner", "workers", "beam_options", "lake", "config", "as_json"})
 _MAX_CLASSES_SHOWN = 60
 _NEIGHBOUR_S = 2.0
 set_app = typer.Typer(help="Training sets: build one, list them, look at one, check one.", no_args_is_help=True)
@@ -53,6 +55,9 @@ Reassign = Annotated[bool, typer.Option("--reassign", help="Place all groups aga
 Columns = Annotated[str, typer.Option(help="Columns to keep, by comma; all if empty.")]
 WithPayload = Annotated[bool | None, typer.Option("--with-payload/--tabular", help="Default: where there is one.")]
 Seed = Annotated[int, typer.Option(help="Of split and shuffle.")]
+Runner = Annotated[str, typer.Option(help="direct | dask | flink | portable | spark | dataflow.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes on this machine that build (a local Dask cluster).")]
+BeamOptions = Annotated[list[str] | None, typer.Argument(help="After --: Beam's own options, as Beam takes them.")]
 
 
 @set_app.command("plan")
@@ -104,6 +109,18 @@ def plan(  # noqa: PLR0913, PLR0917 - one argument for each option of the comman
     wish, terms = _wish_and_terms(context, name, tuple(stream or ()), where, seed, options)
     with planned(found, wish, terms) as plan:
         _show_plan(plan, as_json=as_json)
+
+
+@contextmanager
+def _opened(engine: Engine) -> Iterator[Engine]:
+    """The engine with its cluster; this process needs none, and no Beam for a small set."""
+    if engine.kind is RunnerKind.DIRECT:
+        yield engine
+        return
+    from pipelines.runners.run import opened  # noqa: PLC0415  # slow to import
+
+    with opened(engine) as found:
+        yield found
 
 
 def _wish_and_terms(
@@ -162,11 +179,14 @@ def build(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
     size: arrays.Size = "",
     fit: arrays.Fit = "exact",
     seed: Seed = 0,
+    runner: Runner = "",
+    workers: Workers = 0,
     lake: Lake = None,
     config: Config = None,
     as_json: AsJson = False,
+    beam_options: BeamOptions = None,
 ) -> None:
-    """Build the next version of a training set."""
+    """Build the next version of a training set. Kill it at any time: the same command goes on."""
     typed = arrays.ArrayOptions(form, window, stride, rate, resample, hole, label, label_rule, signals, size, fit)
     options = BuildOptions(
         split=parse_split(split),
@@ -181,7 +201,9 @@ def build(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
         arrays=arrays.array_rule(typed, _listed(columns)),
     )
     found = lake_from(lake, config)
-    with _Bar() as bar:
+    engine = Engine(runner or ("dask" if workers else "direct"), tuple(beam_options or ()), workers)
+    with _Bar() as bar, _opened(engine) as opened_engine:
+        options = replace(options, engine=opened_engine)
         if not _is_spec(name) and options.arrays is not None:
             draft = draft_set(found, name, tuple(stream or ()), where, seed=seed, options=options)
             _print_coverage(draft)

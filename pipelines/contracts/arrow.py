@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from schemas.contract import LIST_TYPES, VECTOR_TYPES, Column, ColumnType, Contract, PiiClass
+from schemas.contract import LIST_TYPES, STRUCT_TYPES, VECTOR_TYPES, Column, ColumnType, Contract, PiiClass, item_of
 from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256
 
 TIMESTAMP = pa.timestamp("us", "UTC")
@@ -52,15 +52,17 @@ def arrow_type(column: Column) -> pa.DataType:
     Timestamps are instants, so in UTC whatever zone they are shown in. Vectors are lists, whose length is checked: Delta has
     no other, and Arrow cannot read a null vector back from Parquet.
     """
-    if column.type is ColumnType.STRUCT:
-        return pa.struct([pa.field(field.name, arrow_type(field)) for field in column.fields])
+    if column.type in STRUCT_TYPES:
+        item = pa.struct([pa.field(field.name, arrow_type(field)) for field in column.fields])
+        return item if column.type is ColumnType.STRUCT else pa.list_(item)
     return ARROW_TYPES[column.type]
 
 
 def reader_type(column: Column) -> pa.DataType:
     """The type in which a reader elsewhere may hold the column: vectors of their length, timestamps in their zone."""
-    if column.type is ColumnType.STRUCT:
-        return pa.struct([pa.field(field.name, reader_type(field)) for field in column.fields])
+    if column.type in STRUCT_TYPES:
+        item = pa.struct([pa.field(field.name, reader_type(field)) for field in column.fields])
+        return item if column.type is ColumnType.STRUCT else pa.list_(item)
     if column.length is not None:
         return pa.list_(ARROW_TYPES[column.type].value_type, column.length)
     return pa.timestamp("us", column.zone) if column.zone else ARROW_TYPES[column.type]
@@ -174,6 +176,8 @@ def _typed(column: Column) -> _Plain:
         fields = {field.name: _nullable(field) for field in column.fields}
         needed = [field.name for field in column.fields if field.required]
         return {"type": "object", "properties": fields, "required": needed, "additionalProperties": False}
+    if column.type is ColumnType.LIST_STRUCT:
+        return {"type": "array", "items": _nullable(item_of(column))}
     if column.type in LIST_TYPES | VECTOR_TYPES:
         item = _TYPES[ColumnType(column.type.partition("<")[2].rstrip(">"))]
         if column.length is not None:

@@ -91,6 +91,9 @@ def checks_of(contract: Contract) -> tuple[Check, ...]:
     checks = list(_event_time_checks())
     for column in contract.columns:
         checks += _column_checks(column, pl.col(column.name), column.name)
+        if column.type is ColumnType.LIST_STRUCT:
+            checks += _item_checks(column)
+            continue
         for field in column.fields:
             found = _column_checks(field, pl.col(column.name).struct.field(field.name), f"{column.name}.{field.name}")
             is_there = pl.col(column.name).is_not_null()  # a struct that is null has no field to ask for
@@ -138,6 +141,16 @@ def _column_checks(column: Column, value: pl.Expr, name: str) -> list[Check]:
         length, unit = _length(column, value)
         found.append(Check(f"{name}: longer than {column.max_length} {unit}", length > column.max_length))
     return found
+
+
+def _item_checks(column: Column) -> list[Check]:
+    """The checks of each struct of a list: one that fails refuses the row. An item that is null has no field to ask for."""
+    checks: list[Check] = []
+    for field in column.fields:
+        for check in _column_checks(field, pl.element().struct.field(field.name), f"{column.name}[].{field.name}"):
+            fails = check.fails.fill_null(value=False) & pl.element().is_not_null()
+            checks.append(Check(check.reason, pl.col(column.name).list.eval(fails).list.any()))
+    return checks
 
 
 def _length(column: Column, value: pl.Expr) -> tuple[pl.Expr, str]:
@@ -210,6 +223,8 @@ def _widen(column: pa.Array | pa.ChunkedArray, field: pa.Field) -> pa.Array | pa
     try:
         if pt.is_struct(field.type):
             return _widen_struct(column, field)
+        if pt.is_list(field.type) and pt.is_struct(field.type.value_type):
+            return _widen_items(column, field)
         return pc.cast(column, field.type, safe=not is_cut)
     except pa.ArrowInvalid as error:
         raise ContractMismatchError(f"column {field.name}: {column.type} does not fit {field.type}: {error}") from error
@@ -226,6 +241,17 @@ def _widen_struct(column: pa.Array | pa.ChunkedArray, field: pa.Field) -> pa.Arr
         for part in field.type
     ]
     return pa.StructArray.from_arrays(parts, fields=list(field.type), mask=given.is_null())
+
+
+def _widen_items(column: pa.Array | pa.ChunkedArray, field: pa.Field) -> pa.Array:
+    """A list of structs, its structs field by field."""
+    given = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if pt.is_null(given.type):
+        return pa.nulls(len(given), field.type)
+    lengths = pc.fill_null(pc.list_value_length(given), 0).to_numpy(zero_copy_only=False)
+    offsets = pa.array(np.cumsum([0, *lengths]), pa.int32())
+    items = _widen_struct(pc.list_flatten(given), field.type.value_field)
+    return pa.ListArray.from_arrays(offsets, items, type=field.type, mask=given.is_null())
 
 
 def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:

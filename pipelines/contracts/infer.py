@@ -244,5 +244,5 @@ def _left_out(type_: pl.DataType) -> str:
         deep = [field.name for field in type_.fields if isinstance(field.dtype, pl.Struct)]
         return f"left out, as objects within an object: {', '.join(deep)}"[:200] if deep else ""
     if isinstance(type_, pl.List) and isinstance(type_.inner, pl.Struct | pl.List):
-        return "lists of objects or of lists are not in the subset: send each item as text"
+        return "drafted as texts: declare a list of objects by hand (array of object); a list of lists is not in the subset"
     return ""

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from pipelines.contracts.arrow import row_schema
 from pipelines.errors import RefusedError
-from schemas.contract import LIST_TYPES, VECTOR_TYPES, Column, ColumnType, Contract
+from schemas.contract import LIST_TYPES, VECTOR_TYPES, Column, ColumnType, Contract, item_of
 from schemas.envelope import EVENT_TIME, MAX_SAMPLES_PER_ENVELOPE, PAYLOAD, PAYLOAD_SHA256, parse_time
 from schemas.errors import EnvelopeError
 
@@ -241,7 +241,7 @@ def cell_reader(type_: ColumnType) -> Callable[[Any], Any]:
 def column_reader(column: Column) -> Callable[[Any], Any]:
     """The function that reads a JSON value (never null) of this column, whatever it is made of."""
     if column.type in LIST_TYPES | VECTOR_TYPES:
-        return _list_reader(cell_reader(ColumnType(column.type.partition("<")[2].rstrip(">"))), column.length)
+        return _list_reader(column_reader(item_of(column)), column.length)
     if column.type is ColumnType.STRUCT:
         return _struct_reader({field.name: column_reader(field) for field in column.fields})
     return cell_reader(column.type)

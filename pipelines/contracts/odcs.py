@@ -113,12 +113,16 @@ def _timestamp(source: YamlSource, given: _Plain, options: _Plain, steps: tuple[
 def _array(source: YamlSource, given: _Plain, options: _Plain, steps: tuple[str | int, ...]) -> _Plain:
     known(source, options, {"maxItems"}, *steps, "logicalTypeOptions")
     items = mapping(source, given.get("items") or {}, *steps, "items")
+    bounds = {"max_length": options["maxItems"]} if "maxItems" in options else {}
+    if items.get("logicalType") == "object":
+        known(source, items, {"logicalType", "description", "properties"}, *steps, "items")
+        return {**_object(source, items, {}, (*steps, "items")), "type": str(ColumnType.LIST_STRUCT), **bounds}
     known(source, items, {"logicalType", "physicalType", "description"}, *steps, "items")
     item = column_type(str(items.get("logicalType") or ""), str(items.get("physicalType") or ""))
     found = f"list<{item}>"
     if found not in LIST_TYPES:
         raise ConfigError(f"{source.where(*steps)}: an array of {items.get('logicalType')!r} is not in the subset")
-    return {"type": found, **({"max_length": options["maxItems"]} if "maxItems" in options else {})}
+    return {"type": found, **bounds}
 
 
 def _vector(source: YamlSource, _given: _Plain, options: _Plain, steps: tuple[str | int, ...]) -> _Plain:
@@ -173,6 +177,9 @@ def write_column(column: Column) -> _Plain:
 
 
 def _written_type(column: Column) -> _Plain:
+    if column.type is ColumnType.LIST_STRUCT:
+        fields = [write_column(field) for field in column.fields]
+        return {"logicalType": "array", "items": {"logicalType": "object", "properties": fields}}
     if column.type in LIST_TYPES:
         return {"logicalType": "array", "items": _named(ColumnType(_item(column.type)))}
     if column.type in VECTOR_TYPES:

@@ -235,8 +235,12 @@ def rule_columns(contract: Contract) -> dict[str, ColumnType]:
 
 
 def contract_columns(contract: Contract) -> dict[str, ColumnType]:
-    """The contract's columns, and the fields of its structs as `column.field`."""
-    fields = {f"{column.name}.{field.name}": field.type for column in contract.columns for field in column.fields}
+    """The contract's columns, the fields of its structs as `column.field`, and those of a list's structs as `column[].field`."""
+    fields = {
+        f"{column.name}{'' if column.type is ColumnType.STRUCT else '[]'}.{field.name}": field.type
+        for column in contract.columns
+        for field in column.fields
+    }
     return {column.name: column.type for column in contract.columns} | fields
 
 

@@ -98,7 +98,7 @@ FUNCTIONS: dict[str, Function] = {
         Function(
             "list_any", (_LIST, _ITEM), _B, "list_any(labels, 'car', 'van')", expand.list_any, _REST, variadic=True
         ),
-        Function("list_length", (_LIST,), _N, "list_length(labels)"),
+        Function("list_length", ((*_LIST, Kind.ITEMS),), _N, "list_length(labels)"),
         Function("list_get", (_LIST, _N), _ANY, "list_get(labels, 1)", expand.list_get, frozenset({1})),
     )
 }  # fmt: skip

@@ -17,6 +17,7 @@ class Kind(StrEnum):
     BYTES = "bytes"  # and whatever else can only be asked IS NULL
     TEXTS = "list of text"
     NUMBERS = "list of numbers"
+    ITEMS = "list of objects"
     NULL = "null"  # a NULL whose kind the place it stands in decides
 
 
@@ -38,6 +39,7 @@ KINDS: dict[ColumnType, Kind] = {
     ColumnType.VECTOR_FLOAT32: Kind.NUMBERS,
     ColumnType.VECTOR_FLOAT64: Kind.NUMBERS,
     ColumnType.STRUCT: Kind.BYTES,
+    ColumnType.LIST_STRUCT: Kind.ITEMS,
 }
 
 
@@ -224,10 +226,20 @@ class Call:
     kind: Kind
 
 
+@dataclass(frozen=True, slots=True)
+class CountItems:
+    """For how many objects of a list a condition is true; NULL for a list that is NULL. `condition` reads fields of an object."""
+
+    operand: Ref
+    condition: "Node"
+    kind: Kind = Kind.NUMBER
+
+
 Literal: TypeAlias = Number | Text | Moment | Truth
 Node: TypeAlias = (
     Number | Text | Truth | Moment | Nothing | Ref | Has | Arithmetic | Negate
     | Compare | And | Or | Not | Member | Like | Matches | IsNull | Case | Call
+    | CountItems
 )  # fmt: skip
 
 
@@ -236,8 +248,8 @@ def children(node: Node) -> tuple[Node, ...]:
     match node:
         case Arithmetic() | Compare():
             return (node.left, node.right)
-        case Negate() | Not() | IsNull() | Like() | Matches() | Member():
-            return (node.operand,)
+        case Negate() | Not() | IsNull() | Like() | Matches() | Member() | CountItems():
+            return (node.operand,)  # a condition over objects reads their fields, not the row's
         case And() | Or():
             return node.parts
         case Case():
@@ -292,6 +304,8 @@ def _repeats(node: Node) -> int:
 
 def _own_cost(node: Node) -> int:
     """In the price of an addition."""
+    if isinstance(node, CountItems):
+        return 10 * cost(node.condition)
     if isinstance(node, Call) and node.name == "geo_distance_m":
         return 50
     if isinstance(node, Call) and node.name == "geo_inside":

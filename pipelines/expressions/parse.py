@@ -61,6 +61,8 @@ _COMPARISONS: dict[type[exp.Expression], str] = {
 }  # fmt: skip
 _ARITHMETIC: dict[type[exp.Expression], str] = {exp.Add: "+", exp.Sub: "-", exp.Mul: "*", exp.Div: "/"}
 LABEL_RULES = ("latest", "majority", "unanimous")  # how several labels of a row become one; the first is what counts unsaid
+_ITEM = "item."  # how a condition over the objects of a list names their fields
+_OVER_ITEMS = {name: f"{name}(boxes, item.score > 0.5)" for name in ("any_item", "all_items", "count_items")}
 _TASK = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _COMPARABLE = frozenset({Kind.NUMBER, Kind.TEXT, Kind.BOOL, Kind.TIME})
 
@@ -341,14 +343,35 @@ class Lowering:
                 case [exp.Literal(is_string=True) as tag]:
                     return ir.Has(str(tag.this))
             raise ExpressionError(f"has() takes one text literal{position(tree)}, as in has('night')")
+        if name.lower() in _OVER_ITEMS:
+            return self._over_items(name.lower(), tree)
         if name.lower() == "label":
             return self._label(tree)
         if name.lower() == "has":
             raise ExpressionError(f"has() asks for a row's tags, which only a training set's selection sees{position(tree)}")
-        known = [*FUNCTIONS, *(["has"] if self.allow_tags else [])]
+        known = [*FUNCTIONS, *_OVER_ITEMS, *(["has"] if self.allow_tags else [])]
         close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}()?" if close else "see docs/expressions.md"
         raise ExpressionError(f"unknown function {name[:80]!r}{position(tree)}; {hint}")
+
+    def _over_items(self, name: str, tree: exp.Expression) -> Node:
+        """any_item, all_items or count_items over the objects of a list; the condition reads `item.field`."""
+        if len(tree.expressions) != 2:
+            raise ExpressionError(f"{name}() takes a list of objects and a condition{position(tree)}, as in {_OVER_ITEMS[name]}")
+        items = self._of(tree.expressions[0], Kind.ITEMS)
+        if not isinstance(items, ir.Ref):
+            raise ExpressionError(f"{name}() takes a column{position(tree)}, as in {_OVER_ITEMS[name]}")
+        start = f"{items.name}[]."
+        fields = {f"{_ITEM}{key.removeprefix(start)}": type_ for key, type_ in self.columns.items() if key.startswith(start)}
+        condition = Lowering(fields, allow_tags=False).lower(tree.expressions[1])
+        if condition.kind is not Kind.BOOL:
+            raise ExpressionError(f"{name}() takes a condition, not {condition.kind}{position(tree)}, as in {_OVER_ITEMS[name]}")
+        count = ir.CountItems(items, condition)
+        if name == "count_items":
+            return count
+        if name == "any_item":
+            return ir.Compare(">", count, ir.Number(0.0))
+        return ir.Compare("=", count, ir.Call("list_length", (items,), Kind.NUMBER))
 
     def _label(self, tree: exp.Expression) -> Node:
         """What people say about the row, as the text of a class."""

@@ -103,5 +103,6 @@ _WRITERS: dict[type, Callable[[Any], str]] = {
     ir.Like: lambda node: f"{_inner(node.operand)} LIKE {_quoted(node.pattern)}",
     ir.IsNull: lambda node: f"{_inner(node.operand)} IS NULL",
     ir.Case: _case,
+    ir.CountItems: lambda node: f"count_items({node.operand.name}, {_text(node.condition)})",
     ir.Call: lambda node: f"{node.name}({', '.join(map(_text, node.args))})",
 }

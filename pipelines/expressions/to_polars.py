@@ -47,7 +47,10 @@ _COLUMNS = geo.Operations(np.sqrt, np.where)
 
 def normalised(ref: Ref) -> pl.Expr:
     """The column as the language sees it: numbers are doubles without NaN, times are microseconds in UTC."""
-    column = pl.col(ref.column).struct.field(ref.field) if ref.field else pl.col(ref.name)
+    return _normal(pl.col(ref.column).struct.field(ref.field) if ref.field else pl.col(ref.name), ref)
+
+
+def _normal(column: pl.Expr, ref: Ref) -> pl.Expr:
     if ref.kind is Kind.NUMBERS:
         return column.cast(pl.List(pl.Float64))
     if ref.kind is Kind.NUMBER:
@@ -149,6 +152,17 @@ def _matches(node: ir.Matches, read: ColumnReader) -> pl.Expr:
     return to_polars(node.operand, read).str.contains(node.pattern)
 
 
+def _count_items(node: ir.CountItems, read: ColumnReader) -> pl.Expr:
+    """Polars runs the condition over all objects of all lists at once; a condition without fields must be as long as they are."""
+    met = to_polars(node.condition, _field_of_item).fill_null(value=False)
+    whole = pl.when(pl.element().is_null().is_not_null()).then(met)
+    return read(node.operand).list.eval(whole.cast(pl.Float64)).list.sum()
+
+
+def _field_of_item(ref: Ref) -> pl.Expr:
+    return _normal(pl.element().struct.field(ref.field), ref)
+
+
 _KEEPS_NAN = frozenset({"abs", "floor", "ceil", "round", "sign", "sqrt", "geo_distance_m", "geo_inside"})
 
 
@@ -177,6 +191,7 @@ _GENERATORS: dict[type, Callable[..., pl.Expr]] = {
     ir.IsNull: lambda node, read: to_polars(node.operand, read).is_null(),
     ir.Case: _case,
     ir.Call: _call,
+    ir.CountItems: _count_items,
 }
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from catchment.rules.rule import EdgeRule, Parameter
 from pipelines.errors import ExpressionError
 from pipelines.expressions import ir
@@ -18,15 +20,15 @@ from schemas.errors import EdgeRuleError
 _OWN = {"abs": "abs", "coalesce": "coalesce", "least": "min", "greatest": "max"}
 
 
-def to_sqlite(node: Node) -> EdgeRule:
-    """The rule for a device with this node's meaning.
+def to_sqlite(node: Node, *, of_item: bool = False) -> EdgeRule:
+    """The rule for a device with this node's meaning; `of_item`: over the fields of an object of a list.
 
     Raises:
         ExpressionError: it uses has(), which asks for tags that a device does not keep, or is too long for a device.
     """
-    writer = _Writer()
+    writer = _Writer(of_item)
     sql = writer.write(node)
-    columns = {ref.name: ref.type for ref in sorted(refs(node), key=lambda ref: ref.name)}
+    columns = {ref.field if of_item else ref.name: ref.type for ref in sorted(refs(node), key=lambda ref: ref.name)}
     try:
         return EdgeRule(sql, tuple(writer.parameters), columns)
     except EdgeRuleError as error:
@@ -35,6 +37,7 @@ def to_sqlite(node: Node) -> EdgeRule:
 
 @dataclass(slots=True)
 class _Writer:
+    of_item: bool
     parameters: list[Parameter] = field(default_factory=list)
 
     def write(self, node: Node) -> str:
@@ -48,7 +51,9 @@ class _Writer:
         return between.join(self.write(node) for node in nodes)
 
 
-def _ref(_writer: _Writer, node: ir.Ref) -> str:
+def _ref(writer: _Writer, node: ir.Ref) -> str:
+    if writer.of_item:
+        return f'CAST("{node.field}" AS REAL)' if node.kind is Kind.NUMBER else f'"{node.field}"'
     if node.name.startswith(ir.LABEL):
         task = node.name.split(":")[1]
         raise ExpressionError(f"label('{task}') asks for what people said later, which a device does not have; use columns")
@@ -81,6 +86,12 @@ def _call(writer: _Writer, node: ir.Call) -> str:
     return f"{_OWN.get(node.name, f'ct_{node.name}')}({writer.joined(node.args, ', ')})"
 
 
+def _count_items(writer: _Writer, node: ir.CountItems) -> str:
+    """The condition travels as a rule of its own, which the device checks and runs over the objects of each list."""
+    inner = msgspec.json.encode(to_sqlite(node.condition, of_item=True)).decode()
+    return f"ct_count_items({writer.write(node.operand)}, {writer.bind(inner)})"
+
+
 def _matches(_writer: _Writer, _node: ir.Matches) -> str:
     raise ExpressionError("matches() is in the core only: a device's regular expressions can take time without bound; use LIKE")
 
@@ -105,4 +116,5 @@ _WRITERS: dict[type, Callable[[_Writer, Any], str]] = {
     ir.IsNull: lambda writer, node: f"({writer.write(node.operand)} IS NULL)",
     ir.Case: _case,
     ir.Call: _call,
+    ir.CountItems: _count_items,
 }

@@ -250,7 +250,7 @@ class RunLoop:
             RetryLaterError: try again later.
         """
         try:
-            plan = self._next_plan()
+            plan = self.next_plan()
             if plan is not None:
                 self._run(plan)
         except OSError as error:
@@ -272,7 +272,8 @@ class RunLoop:
         while (plan := self._next_replay(self._state.ledger.run + 1)) is not None:
             self._run(plan)
 
-    def _next_plan(self) -> Plan | None:
+    def next_plan(self) -> Plan | None:
+        """The plan of the next run, or the one that an interrupted run left; None where nothing has landed."""
         run = self._state.ledger.run + 1
         self._heads = {}
         left = read_plan(self._lake, run)

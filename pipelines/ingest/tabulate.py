@@ -280,7 +280,7 @@ def _with_references(rows: pa.Table, contract: Contract, target: Target) -> pa.T
 
 
 def _with_tags(rows: pa.Table, contract: Contract, target: Target) -> pa.Table:
-    tagger = _tagger(target.lake, msgspec.json.encode(target.pins.policies), contract)
+    tagger = kept_tagger(target.lake, msgspec.json.encode(target.pins.policies), contract)
     labels = LabelColumns(target.lake, contract.name, tagger.columns, target.pins.labels)
     judged = _with_device_in_words(rows) if "device" in tagger.columns else rows
     tags, tag_rules = tagger.coded(labels.fill(judged))
@@ -295,7 +295,8 @@ def _count(checked: _Checked, stream: str, written: Written) -> None:
 
 
 @lru_cache(maxsize=64)
-def _tagger(lake: Lake, policies: bytes, contract: Contract) -> SandboxedTagger:
+def kept_tagger(lake: Lake, policies: bytes, contract: Contract) -> SandboxedTagger:
+    """The tagger of these policies, compiled once in this process."""
     # By their JSON: a policy's examples are mappings, so a policy itself has no hash.
     given = msgspec.json.decode(policies, type=tuple[Policy, ...])
     return SandboxedTagger.compile(given, contract, book=SuspensionBook(lake))

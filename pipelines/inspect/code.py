@@ -132,6 +132,11 @@ class UserWorker:
             self.kills = 0
 
     @property
+    def pid(self) -> int | None:
+        """Process id; None while it does not run."""
+        return None if self._worker is None else self._worker.pid
+
+    @property
     def wants_row(self) -> bool:
         """Whether its answer depends on the row's columns, too.
 

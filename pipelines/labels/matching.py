@@ -9,11 +9,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
 from pipelines.errors import RefusedError
-from pipelines.geometry import rotated_of_corners
+from pipelines.geometry import rotated_of_corner_rows
 from pipelines.labels.drawn import Drawn, ForeignFile, LabelKind, sample_of_name
 from pipelines.labels.table import KEY, SCHEMA
 
@@ -227,12 +228,15 @@ def _in_pixels(shared: pl.DataFrame) -> pl.DataFrame:
     is_x = (np.arange(int(ends[-1])) - np.repeat(ends[:-1], lengths)) % 2 == 0
     sizes = np.where(is_x, *(np.repeat(shared[name].to_numpy(), lengths) for name in ("width", "height")))
     numbers = shared["geometry"].explode(empty_as_null=False).to_numpy() * sizes
-    scaled = pl.Series("geometry", pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(ends), pa.array(numbers))))
     turned = (shared["kind"] == LabelKind.ROTATED).to_numpy()
-    if turned.any():
-        lists = [rotated_of_corners(each) if is_turned else each for each, is_turned in zip(scaled, turned, strict=True)]
-        scaled = pl.Series("geometry", [list(each) for each in lists], dtype=pl.List(pl.Float64))
-    return shared.with_columns(scaled)
+    boxes = rotated_of_corner_rows(numbers[np.repeat(turned, lengths)].reshape(-1, 8))
+    parts = ((~turned, lengths[~turned], numbers[np.repeat(~turned, lengths)]), (turned, np.full(len(boxes), 5), boxes.ravel()))
+    return pl.concat([shared.filter(pl.Series(mine)).with_columns(_lists(sizes, flat)) for mine, sizes, flat in parts])
+
+
+def _lists(lengths: npt.NDArray[np.int64], numbers: npt.NDArray[np.float64]) -> pl.Series:
+    ends = np.cumsum([0, *lengths], dtype=np.int64)
+    return pl.Series("geometry", pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(ends), pa.array(numbers))))
 
 
 def _time(micros: pl.Expr) -> pl.Expr:

@@ -298,7 +298,7 @@ def publish_slim(lake: Lake, table: str, slim: Slim) -> bool:
         lake.create(path, slim.body)
     except ConflictError:
         return False
-    if _live_at(lake, table, slim.version) != slim.live:
+    if live_files_at(lake, table, slim.version) != slim.live:
         lake.delete(path)
         raise CorruptLakeError(f"{path}: the table reads otherwise by its new checkpoint, which was removed again; report it")
     _write_hint(lake, table, slim)
@@ -322,7 +322,12 @@ def _live(table: DeltaTable) -> frozenset[str]:
     return frozenset(pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist())
 
 
-def _live_at(lake: Lake, table: str, version: int) -> frozenset[str]:
+def live_files_at(lake: Lake, table: str, version: int) -> frozenset[str]:
+    """The files of the table's rows at this version.
+
+    Raises:
+        CorruptLakeError: the version cannot be opened.
+    """
     where = lake.store.table_uri(table)
     try:
         opened = DeltaTable(where, version=version, storage_options=lake.store.table_options())

@@ -51,7 +51,10 @@ __all__ = [
 ]
 
 _READ_THREADS = 4
-_PIECE_ROWS = 64
+_PIECE_ROWS = 1_024
+_PIECE_BYTES = 8 * 1024 * 1024
+_SMALL_BYTES = 16 * 1024
+_BLOCK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,11 +289,11 @@ def read_payloads(lake: Lake, refs: PayloadRefs) -> pa.Array:
     """
     ends = np.concatenate(([0], np.cumsum(np.maximum(refs.lengths, 0))))
     memory = np.empty(int(ends[-1]), np.uint8)
-    names = {name: number for number, name in enumerate(dict.fromkeys(refs.shards))}
-    shard_of = np.fromiter((names[name] for name in refs.shards), np.int64, len(refs.shards))
+    names = pa.array(refs.shards, pa.string()).dictionary_encode().indices
+    shard_of = np.asarray(names.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
     order = np.lexsort((refs.offsets, shard_of))
     cuts = np.flatnonzero(np.diff(shard_of[order])) + 1
-    pieces = [piece[low : low + _PIECE_ROWS] for piece in np.split(order, cuts) for low in range(0, len(piece), _PIECE_ROWS)]
+    pieces = [part for piece in np.split(order, cuts) for part in _pieces(piece, refs.lengths)]
     view = memory.data
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         for _ in pool.map(lambda piece: _read_piece(lake, refs, piece.tolist(), ends, view), pieces):
@@ -299,21 +302,66 @@ def read_payloads(lake: Lake, refs: PayloadRefs) -> pa.Array:
     return pa.BinaryArray.from_buffers(pa.binary(), len(refs.shards), buffers)
 
 
+def _pieces(rows: Int64s, lengths: Int64s) -> list[Int64s]:
+    """Rows of one shard cut into what one thread reads: some megabytes, or a few hundred rows."""
+    ends = np.cumsum(np.maximum(lengths[rows], 0) + PREFIX_BYTES)
+    number = np.maximum(ends // _PIECE_BYTES, np.arange(len(rows)) // _PIECE_ROWS)
+    return list(np.split(rows, np.flatnonzero(np.diff(number)) + 1)) if len(rows) else []
+
+
 def _read_piece(lake: Lake, refs: PayloadRefs, rows: list[int], ends: Int64s, memory: memoryview) -> None:
-    """Read rows of one shard to their places."""
+    """Read rows of one shard, by ascending offset, to their places."""
     shard = refs.shards[rows[0]]
     is_here = lake.store.is_on_disk or os.path.lexists(lake.root / shard)
     with ExitStack() as stack:
         file = stack.enter_context(open_referred(lake, shard, refs.samples(rows[0]))) if is_here else None
-        prefix = bytearray(PREFIX_BYTES)
-        for row in rows:
-            offset, length = int(refs.offsets[row]), int(refs.lengths[row])
-            place = memory[int(ends[row]) : int(ends[row + 1])]
-            if file is not None and offset >= PREFIX_BYTES and length >= 0:
-                got = os.preadv(file.fileno(), [prefix, place], offset - PREFIX_BYTES)
-                if got == length + PREFIX_BYTES and prefix == length.to_bytes(PREFIX_BYTES, "little"):
-                    continue
+        offsets, lengths = refs.offsets[rows].tolist(), refs.lengths[rows].tolist()
+        starts = ends[rows].tolist()
+        block = _Block(file.fileno() if file is not None else -1)
+        for at, row in enumerate(rows):
+            offset, length = offsets[at], lengths[at]
+            place = memory[starts[at] : starts[at] + max(length, 0)]
+            if file is not None and offset >= PREFIX_BYTES and length >= 0 and block.read(at, offsets, lengths, place):
+                continue
             place[:] = read_payload(lake, shard, offset, length, int(refs.rows[row]), refs.samples(row))
+
+
+class _Block:
+    """Reads values of a shard by ascending offset; small ones that lie close together with one read."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._body = b""
+        self._first = 0
+
+    def read(self, at: int, offsets: list[int], lengths: list[int], place: memoryview) -> bool:
+        """Read a value to its place; whether it is there, as its prefix says."""
+        offset, length = offsets[at], lengths[at]
+        prefix = length.to_bytes(PREFIX_BYTES, "little")
+        if length > _SMALL_BYTES:
+            found = bytearray(PREFIX_BYTES)
+            got = os.preadv(self._descriptor, [found, place], offset - PREFIX_BYTES)
+            return got == length + PREFIX_BYTES and found == prefix
+        low = offset - PREFIX_BYTES - self._first
+        if low < 0 or low + PREFIX_BYTES + length > len(self._body):
+            end = _end_of_run(at, offsets, lengths)
+            self._body = os.pread(self._descriptor, end - offset + PREFIX_BYTES, offset - PREFIX_BYTES)
+            self._first, low = offset - PREFIX_BYTES, 0
+        start = low + PREFIX_BYTES
+        if self._body[low:start] != prefix or start + length > len(self._body):
+            return False
+        place[:] = self._body[start : start + length]
+        return True
+
+
+def _end_of_run(at: int, offsets: list[int], lengths: list[int]) -> int:
+    """Where the values end that follow one closely enough that reading what lies between is cheaper than another read."""
+    first, end = offsets[at], offsets[at] + lengths[at]
+    for offset, length in zip(offsets[at + 1 :], lengths[at + 1 :], strict=True):
+        if offset - end > _SMALL_BYTES or length > _SMALL_BYTES or length < 0 or offset + length - first > _BLOCK_BYTES:
+            break
+        end = max(end, offset + length)
+    return end
 
 
 def _read_part(store: Store, shard: str, offset: int, length: int) -> bytes:

@@ -81,7 +81,7 @@ class SandboxedTagger:
     book: PolicyBook | None = None
     is_strict: bool = False
     suspended: dict[str, str] = field(default_factory=dict)
-    _worker: "_Worker | None" = None
+    _worker: "RuleWorker | None" = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -185,7 +185,7 @@ class SandboxedTagger:
         """The packed verdicts. Where a suspension is kept, a process that somebody else ended is no proof: it is asked again."""
         for is_last in (self.book is None, True):
             try:
-                self._worker = self._worker or _Worker([policy for policy, _ in self.risky], self.whole.contract)
+                self._worker = self._worker or RuleWorker([policy for policy, _ in self.risky], self.whole.contract)
                 return self._worker.ask(index, table, self.budget.seconds(table.num_rows))
             except WorkerDiedError as error:
                 self._end()
@@ -216,7 +216,7 @@ class SandboxedTagger:
             self._worker = None
 
 
-class _Worker:
+class RuleWorker:
     """The process that judges the risky policies; it is killed when it is late."""
 
     def __init__(self, policies: Sequence[Policy], contract: Contract) -> None:

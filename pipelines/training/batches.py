@@ -22,6 +22,7 @@ Batch = dict[str, Any]
 INDEX = "index"
 PAYLOAD = "payload"
 _MAX_SIDE_PX = 16_384
+_ORDER_BLOCK = 4_096
 
 
 class OnBad(StrEnum):
@@ -57,6 +58,23 @@ class SampleSource(Protocol):
 
     def chunks(self, indexes: Int64s) -> Iterator[list[Sample]]:
         """These samples, in their order, some at a time."""
+        ...
+
+    @property
+    def has_payload(self) -> bool:
+        """Whether samples have payloads."""
+        ...
+
+    def payloads(self, indexes: Int64s) -> list[bytes]:
+        """Their payloads alone, in a set that has them."""
+        ...
+
+    def mark_compared(self, indexes: Int64s) -> None:
+        """Note that another process has compared the payloads of these samples with their sha256."""
+        ...
+
+    def trusted(self) -> "SampleSource":
+        """The same samples, not compared with their sha256."""
         ...
 
     def names(self, indexes: Int64s) -> Batch:
@@ -117,6 +135,7 @@ class SetBatches(Sequence[Batch]):
         self._order = order
         self._options = options
         self._state = state
+        self._group: tuple[int, Int64s] = (-1, np.zeros(0, np.int64))
         self.skipped = 0
 
     def __len__(self) -> int:
@@ -141,14 +160,39 @@ class SetBatches(Sequence[Batch]):
             self.expect(number + 1)
             yield self[number]
 
+    @property
+    def has_bytes(self) -> bool:
+        """Whether payloads come as they are, of all samples of a batch."""
+        options = self._options
+        return options.image is None and options.on_bad is OnBad.RAISE and self._source.has_payload
+
+    def payloads(self, number: int) -> list[bytes]:
+        """The payloads of a batch alone; only where it has them as bytes."""
+        return self._source.payloads(self._indexes(number))
+
+    def mark_compared(self, number: int) -> None:
+        """Note that a worker has read a batch, and compared its payloads with their sha256."""
+        if self._options.on_bad is OnBad.RAISE:
+            self._source.mark_compared(self._indexes(number))
+
+    def trusted(self) -> "SetBatches":
+        """The same batches, their payloads not compared with their sha256: another process has done it."""
+        return SetBatches(self._source.trusted(), self._order, self._options, self._state)
+
     def state_after(self, batches: int) -> EpochState:
         """Where the epoch stands once every rank has taken so many batches."""
         taken = min(batches * self._options.batch_size, len(self._order))
         return msgspec.structs.replace(self._state, position=self._order.position_after(taken))
 
     def _indexes(self, number: int) -> Int64s:
-        low = number * self._options.batch_size
-        return self._order.part(low, min(low + self._options.batch_size, len(self._order)))
+        # Batches' worth of an order at once: a few numbers cost as much as a few thousand.
+        size = self._options.batch_size
+        batches = max(1, _ORDER_BLOCK // size)
+        group, at = divmod(number, batches)
+        if self._group[0] != group:
+            low = group * batches * size
+            self._group = group, self._order.part(low, min(low + batches * size, len(self._order)))
+        return self._group[1][at * size : (at + 1) * size]
 
     def _batch(self, indexes: Int64s) -> Batch:
         chosen, payloads = self._payloads(indexes)
@@ -165,6 +209,8 @@ class SetBatches(Sequence[Batch]):
     def _payloads(self, indexes: Int64s) -> tuple[Int64s, Any]:
         """The rows that could be read, and their payloads: bytes, one array of pixels, or None in a tabular set."""
         image = self._options.image
+        if self.has_bytes:
+            return indexes, self._source.payloads(indexes)
         pixels = self._pixels(len(indexes), *image) if image is not None else None
         bodies: list[bytes] = []
         good: list[int] = []

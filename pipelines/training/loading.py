@@ -46,6 +46,23 @@ class Loading(ABC):
     def chunks(self, indexes: Int64s) -> Iterator[list[Sample]]:
         """These samples, in their order, some at a time."""
 
+    @property
+    @abstractmethod
+    def has_payload(self) -> bool:
+        """Whether samples have payloads."""
+
+    @abstractmethod
+    def payloads(self, indexes: Int64s) -> list[bytes]:
+        """Their payloads alone, in a set that has them."""
+
+    @abstractmethod
+    def mark_compared(self, indexes: Int64s) -> None:
+        """Note that another process has compared the payloads of these samples with their sha256."""
+
+    @abstractmethod
+    def trusted(self) -> SampleSource:
+        """The same samples, not compared with their sha256."""
+
     @abstractmethod
     def names(self, indexes: Int64s) -> Batch:
         """What a batch says of which samples it holds."""

@@ -97,6 +97,28 @@ class MixedSets(Loading):
                 found[place] = sample
         yield found
 
+    @property
+    def has_payload(self) -> bool:
+        """Whether the samples of all sets have payloads."""
+        return all(one.has_payload for one in self.sets)
+
+    def payloads(self, indexes: Int64s) -> list[bytes]:
+        """The payloads of these samples, in their order."""
+        found = [b""] * len(indexes)
+        for share in self._shares(indexes):
+            for place, body in zip(share.places.tolist(), self.sets[share.source].payloads(share.indexes), strict=True):
+                found[place] = body
+        return found
+
+    def mark_compared(self, indexes: Int64s) -> None:
+        """Note that another process has compared the payloads of these samples with their sha256."""
+        for share in self._shares(indexes):
+            self.sets[share.source].mark_compared(share.indexes)
+
+    def trusted(self) -> "MixedSets":
+        """The same samples, not compared with their sha256."""
+        return MixedSets([one.trusted() for one in self.sets], self.parts, self.samples)
+
     def names(self, indexes: Int64s) -> dict[str, Any]:
         """What a batch says of which samples it holds: the number of the `source`, and `index`, the row in its split."""
         sources = np.searchsorted(self._starts, indexes, side="right") - 1

@@ -122,13 +122,33 @@ class TrainingSet(Loading, Sequence[Sample]):
             for payloads in self._payloads.chunks(indexes):
                 yield list(map(Sample, islice(numbers, len(payloads)), payloads, repeat(rows)))
 
+    @property
+    def has_payload(self) -> bool:
+        """Whether samples have payloads; those of a set of arrays have none."""
+        return self.manifest.has_payload and self._arrays is None
+
+    def payloads(self, indexes: Int64s) -> list[bytes]:
+        """The payloads of these samples, in their order."""
+        return list(self._payloads.many(indexes if self._chosen is None else self._chosen[indexes]))
+
+    def mark_compared(self, indexes: Int64s) -> None:
+        """Note that another process has compared the payloads of these samples with their sha256."""
+        if self.has_payload:
+            self._payloads.mark_compared(indexes if self._chosen is None else self._chosen[indexes])
+
+    def trusted(self) -> "TrainingSet":
+        """The same samples, not compared with their sha256: another process has done it."""
+        twin = copy(self)
+        twin._payloads = self._payloads.trusted()  # noqa: SLF001 - of the same class
+        return twin
+
     def names(self, indexes: Int64s) -> dict[str, Any]:
         """What a batch says of which samples it holds: `index`, their rows in the split."""
         return {"index": indexes if self._chosen is None else self._chosen[indexes]}
 
     def expect(self, indexes: Int64s) -> None:
         """Have samples brought near that will be read next."""
-        if self.manifest.has_payload and self._arrays is None:
+        if self.has_payload:
             self._payloads.expect(indexes if self._chosen is None else self._chosen[indexes])
 
     def __getitems__(self, indexes: Sequence[int]) -> list[Sample]:

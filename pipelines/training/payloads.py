@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from sys import maxsize
 
 import numpy as np
 import numpy.typing as npt
@@ -98,6 +99,16 @@ class PayloadReader:
     def in_pieces(self) -> "PayloadReader":
         """A reader for which rows next to the wanted ones come along from a bucket."""
         return PayloadReader(*self._parts, in_pieces=True)
+
+    def trusted(self) -> "PayloadReader":
+        """A reader that compares nothing but its first read."""
+        files, manifest, split, rows, _ = self._parts
+        return PayloadReader(files, manifest, split, rows, CheckRule(PayloadCheck.SHARE, maxsize))
+
+    def mark_compared(self, indexes: Int64s) -> None:
+        """Note that a worker has compared these rows: at its next start it need not again."""
+        if self._check is PayloadCheck.FIRST:
+            np.bitwise_or.at(self._checked, indexes >> 3, np.left_shift(1, indexes & 7).astype(np.uint8))
 
     def one(self, index: int) -> bytes:
         """The payload of a row.

@@ -105,6 +105,8 @@ def expression_columns(schema: pa.Schema) -> dict[str, ColumnType]:
 
 
 def _struct_fields(outer: pa.Field) -> list[pa.Field]:
+    if _is_list(outer.type) and pa.types.is_struct(outer.type.value_type):
+        return [field.with_name(f"{outer.name}[].{field.name}") for field in outer.type.value_type]
     return [field.with_name(f"{outer.name}.{field.name}") for field in outer.type] if pa.types.is_struct(outer.type) else []
 
 

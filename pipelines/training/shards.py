@@ -27,6 +27,7 @@ REFERENCE_COLUMNS = ("payload_shard", "payload_row", "payload_offset", "payload_
 _TABULAR_GROUP_ROWS = 131_072
 _HASH_THREADS = 4
 _HASH_ROWS = 64
+_SMALL_BYTES = 16 * 1024
 NAMED_BY = ("stream", "device", "epoch", "seq")
 _HASH_BLOCK_BYTES = 1024 * 1024
 _READ_BYTES = 256 * 1024 * 1024
@@ -167,13 +168,15 @@ def _check_digests(bodies: pa.Array, wanted: list[str | None], named: Callable[[
     memory = memoryview(bodies.buffers()[2])
 
     def wrong_of(low: int) -> int | None:
-        for row in range(low, min(low + _HASH_ROWS, len(wanted))):
+        for row in range(low, min(low + step, len(wanted))):
             if wanted[row] is not None and hashlib.sha256(memory[ends[row] : ends[row + 1]]).hexdigest() != wanted[row]:
                 return row
         return None
 
+    # Small payloads are not worth a thread: the interpreter is held for most of their work.
+    step = max(_HASH_ROWS, _SMALL_BYTES * _HASH_ROWS // max(1, len(memory) // max(1, len(wanted))))
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        wrong = [row for row in pool.map(wrong_of, range(0, len(wanted), _HASH_ROWS)) if row is not None]
+        wrong = [row for row in pool.map(wrong_of, range(0, len(wanted), step)) if row is not None]
     if wrong:
         raise CorruptLakeError(
             f"{named(wrong[0])}: the payload in the lake is not the one that was captured: its sha256 is another; "

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.errors import RefusedError
-from pipelines.training.batches import Batch, SetBatches
+from pipelines.training.batches import PAYLOAD, Batch, SetBatches
 from pipelines.training.order import EpochState, state_from_bytes
 
 _STATE = "catchment"
@@ -52,7 +52,13 @@ class TorchLoader:
             self.set_epoch(self._batches.state_after(0).epoch + 1)
         # Batches are numbered: workers take them in turn, and a range is an order that takes no memory.
         left = range(self._done, len(self._batches))
-        for batch in self._torch.DataLoader(_Tensors(self._batches), batch_size=None, sampler=left, **self._options):
+        tensors = _Tensors(self._batches, self._options["num_workers"])
+        own = self._batches.trusted() if self._options["num_workers"] and self._batches.has_bytes else None
+        for batch in self._torch.DataLoader(tensors, batch_size=None, sampler=left, **self._options):
+            if self._options["num_workers"]:
+                self._batches.mark_compared(self._done)
+            if own is not None:
+                batch[PAYLOAD] = own.payloads(self._done)
             self._done += 1
             yield batch
 
@@ -87,14 +93,21 @@ def _fork_server() -> Any:
 class _Tensors:
     """Batches of tensors by number, as DataLoader asks for them in its workers."""
 
-    def __init__(self, batches: SetBatches) -> None:
+    def __init__(self, batches: SetBatches, workers: int) -> None:
         self._batches = batches
+        self._workers = workers
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __getitem__(self, number: int) -> Batch:
-        return {name: _tensor(values) for name, values in self._batches[number].items()}
+        self._batches.expect(number + max(1, self._workers))
+        batch = {name: _tensor(values) for name, values in self._batches[number].items()}
+        if self._workers and self._batches.has_bytes:
+            # They are in the kernel's memory now, and compared: the process that asked reads them there. Through a pipe they
+            # would be copied twice, in pieces of 64 KiB.
+            del batch[PAYLOAD]
+        return batch
 
 
 def _tensor(values: Any) -> Any:

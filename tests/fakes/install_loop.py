@@ -24,7 +24,7 @@ def main() -> None:
         for model in models:
             desired = Desired("r", model.spec.name, model.spec.version, model.target, 1)
             updater.on_desired(encode_desired(desired))
-            updater._try_install()
+            updater.try_install()
             sys.stdout.write("installed\n")
             sys.stdout.flush()
 

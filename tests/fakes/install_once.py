@@ -18,7 +18,7 @@ def main() -> None:
     config = ModelConfig("bright", str(root), ("camera_frame",))
     updater = ModelUpdater(config, state, lambda sent: _reply(updater, folder, sent.correlation, sent.body), SystemClock())
     updater.on_desired(encode_desired(Desired("r", "bright", 1, sys.argv[4], 1)))
-    updater._try_install()
+    updater.try_install()
     updater.annotate(SampleBatch([0], {"camera": ["c"]}, [b"no picture"]))
     report = updater.report()[0]
     imported = [name for name in HEAVY if name in sys.modules] or ["none"]

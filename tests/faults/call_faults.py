@@ -54,7 +54,7 @@ def live_armed(folder: Path, mode: str, at: int, many: int) -> None:
 
 
 def _record_file(folder: Path) -> Path:
-    return folder.parent.with_name(f"{folder.name}.told")
+    return folder.parent.with_name(f"{folder.name}.record")
 
 
 def one(folder: Path, mode: str, at: int, many: int) -> tuple[int, int]:
@@ -113,7 +113,7 @@ def in_a_process(mode: str, stride: int = 1, many: int = 1, first: int = 1) -> s
 
 def main() -> None:
     if "SHIM_ROOT" not in os.environ:
-        with tempfile.TemporaryDirectory(prefix="calls-", dir=powercut._memory()) as name:
+        with tempfile.TemporaryDirectory(prefix="calls-", dir=powercut.folder_in_memory()) as name:
             disk = Path(name) / "disk"  # what is told lies beside it, where nothing fails
             disk.mkdir()
             environment = {**os.environ, "LD_PRELOAD": str(preload()), "SHIM_ROOT": str(disk)}

@@ -101,7 +101,7 @@ def in_a_process(mode: str, database_is: str, stride: int = 1) -> str:
     Raises:
         AssertionError: a promise was broken.
     """
-    with tempfile.TemporaryDirectory(prefix="starts-", dir=powercut._memory()) as name:
+    with tempfile.TemporaryDirectory(prefix="starts-", dir=powercut.folder_in_memory()) as name:
         environment = {**os.environ, "LD_PRELOAD": str(preload()), "SHIM_ROOT": name}
         environment["PYTHONPATH"] = os.pathsep.join(sys.path)
         command = [sys.executable, __file__, mode, database_is, str(stride)]

@@ -65,7 +65,7 @@ def cut_power(seed: int, wanted: int, torn: int = 4, steps: int = 120, sabotage:
     workload.make_small()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     done: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory(prefix="power-", dir=_memory()) as name:
+    with tempfile.TemporaryDirectory(prefix="power-", dir=folder_in_memory()) as name:
         ops = list(read_log(record(Path(name), seed, steps, sabotage)))
         disk, promises, chance = Disk(), Promises(), random.Random(seed)
         seen: set[bytes] = set()
@@ -114,7 +114,7 @@ def _check_one(folder: Path, root: str, state: dict[str, bytes | None], promises
         shutil.rmtree(folder)
 
 
-def _memory() -> str | None:
+def folder_in_memory() -> str | None:
     # The states are simulated: real syncs of them would only wear the disk.
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 

@@ -12,6 +12,7 @@ from edge_agent.spool.spool import Spool
 from schemas.ids import StreamName
 from schemas.ranges import Ranges
 from schemas.receipts import Receipt
+from tests.fakes.spool_rows import rows_of
 from tests.faults import workload
 
 
@@ -102,9 +103,7 @@ def _nothing_invented(stored: dict[tuple[str, int, int], tuple[int, str]], promi
 
 def _stored(spool: Spool) -> dict[tuple[str, int, int], tuple[int, str]]:
     found: dict[tuple[str, int, int], tuple[int, str]] = {}
-    rows = spool._reader.execute(
-        "SELECT stream, epoch, first_seq, count, digest, state, body, file, at, body_bytes FROM envelope"
-    ).fetchall()
+    rows = rows_of(spool, "SELECT stream, epoch, first_seq, count, digest, state, body, file, at, body_bytes FROM envelope")
     for stream, epoch, seq, count, digest, state, body, file, *place in rows:
         content = body
         if file:

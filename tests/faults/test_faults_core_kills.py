@@ -209,7 +209,7 @@ def test_the_whole_core_is_killed_again_and_again_and_every_sample_is_one_row(
     fleet.close()
     for name in ("bridge-0", "bridge-1", "run"):
         role(roles, name).end(signal.SIGTERM)
-    sys.stdout.write(f"{sum(fleet.captured.values())} samples, {commits(roles)} runs said\n")
+    sys.stdout.write(f"{sum(fleet.captured.values())} samples, {commits(roles)} runs committed\n")
     check(tmp_path / "lake", fleet.captured)
     maintain(lake_at(tmp_path / "lake"), Keep(0, 0, 0, 0, 0))
     assert orphans(tmp_path / "lake") == set()

@@ -31,11 +31,11 @@ def make_small() -> None:
     """Checkpoints, evictions and full logs after kilobytes instead of megabytes: the same code, more of it per state."""
     database.RESERVE_BYTES = 64 * 1024
     space_budget.RESERVE_FILE_BYTES = 16 * 1024
-    space_budget._SLACK_BYTES = 16 * 1024
-    transactions._EVICT_AT_LEAST_BYTES = 32 * 1024
+    space_budget.SLACK_BYTES = 16 * 1024
+    transactions.EVICT_AT_LEAST_BYTES = 32 * 1024
     payload_files.MIN_BODY_BYTES = 2_500
-    payload_files._LARGEST_FILE_BYTES = 20_000
-    payload_files._FILE_SHARE = 16
+    payload_files.LARGEST_FILE_BYTES = 20_000
+    payload_files.FILE_SHARE = 16
 
 
 def open_small(folder: Path) -> Spool:

@@ -124,7 +124,7 @@ def test_the_pages_name_the_contracts_that_ship_and_count_them_right(page: str) 
         ],
     ],
 )
-def test_every_configuration_key_is_told(page, form, key) -> None:
+def test_every_configuration_key_is_documented(page, form, key) -> None:
     assert f"`{key}`" in (ROOT / "docs" / page).read_text(), f"{form}.{key} is not in docs/{page}"
 
 
@@ -142,7 +142,7 @@ def test_every_configuration_key_is_told(page, form, key) -> None:
         ("data-engineer/reference.md", DirectorConfig),
     ],
 )
-def test_every_default_is_told_as_it_is(page: str, form) -> None:
+def test_every_default_is_documented_as_it_is(page: str, form) -> None:
     text = (ROOT / "docs" / page).read_text()
     wrong = []
     for field in msgspec.structs.fields(form):

@@ -73,7 +73,7 @@ def test_every_command_and_option_named_in_a_page_exists(page) -> None:
     assert [fault for program, words in named(page.read_text()) for fault in faults(program, words)] == []
 
 
-def test_commands_are_found_where_pages_name_them_and_wrong_ones_are_told() -> None:
+def test_commands_are_found_where_pages_name_them_and_wrong_ones_are_reported() -> None:
     page = (
         '```sh\neval "$(edge-agent --show-completion bash)"\nedge-agent check -c x.toml && edge-agent spool lss -c y\n'
         "catchment run \\\n  --nonsense 3\n```\n`edge-agent park ls|replay` and `edge-agent doctor --prob`; edge-agent nothing\n"
@@ -86,7 +86,7 @@ def test_commands_are_found_where_pages_name_them_and_wrong_ones_are_told() -> N
     ]
 
 
-def test_every_command_is_told_somewhere() -> None:
+def test_every_command_is_documented_somewhere() -> None:
     documented = {(program, words[0]) for page in PAGES for program, words in named(page.read_text())}
     for program, command in COMMANDS.items():
         assert sorted(name for name in command.list_commands(typer.Context(command)) if (program, name) not in documented) == []

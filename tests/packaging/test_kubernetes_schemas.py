@@ -1,4 +1,4 @@
-"""The files for Kubernetes by Kubernetes' own schemas, where they are installed: `pip install kubernetes-validate`."""
+"""The files for Kubernetes by Kubernetes' own schemas: `make test-peers` installs them."""
 
 from pathlib import Path
 from typing import Any
@@ -18,5 +18,7 @@ def documents() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("document", documents(), ids=lambda one: f"{one['kind']} {one['metadata']['name']}")
 def test_an_object_is_one_that_kubernetes_knows_with_no_word_misspelt(document: dict[str, Any]) -> None:
-    schemas = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate: the schemas of Kubernetes")
+    schemas = pytest.importorskip(
+        "kubernetes_validate", reason="the schemas of Kubernetes are not installed; run make test-peers"
+    )
     schemas.validate(document, schemas.latest_version(), strict=True)

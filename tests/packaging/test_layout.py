@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 PACKAGES = ("catchment", "edge_agent", "pipelines", "schemas")
@@ -32,8 +34,41 @@ STANDS_ALONE = {
 }
 
 
-def _modules(root: Path) -> list[Path]:
-    return [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
+@dataclass(frozen=True)
+class Module:
+    """A module of the product, read and parsed once for all tests.
+
+    Attributes:
+        name: its path below the root of the repository.
+        text: what stands in it.
+        tree: its syntax.
+        nodes: all of the tree.
+    """
+
+    path: Path
+    name: str
+    text: str
+    tree: ast.Module
+    nodes: tuple[ast.AST, ...]
+
+    @property
+    def lines(self) -> list[str]:
+        return self.text.splitlines()
+
+    @property
+    def dotted(self) -> str:
+        return self.name.removesuffix(".py").replace("/", ".")
+
+
+@cache
+def _modules(root: Path) -> tuple[Module, ...]:
+    return tuple(_read(root, path) for package in PACKAGES for path in sorted((root / package).rglob("*.py")))
+
+
+def _read(root: Path, path: Path) -> Module:
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    return Module(path, str(path.relative_to(root)), text, tree, tuple(ast.walk(tree)))
 
 
 def test_import_arrows_hold(repository_root: Path) -> None:
@@ -44,7 +79,7 @@ def test_import_arrows_hold(repository_root: Path) -> None:
 
 
 def test_no_module_is_too_long_to_read(repository_root: Path) -> None:
-    lengths = {str(path.relative_to(repository_root)): len(path.read_text().splitlines()) for path in _modules(repository_root)}
+    lengths = {module.name: len(module.lines) for module in _modules(repository_root)}
     assert {name: count for name, count in lengths.items() if count > MAX_MODULE_LINES} == {}
 
 
@@ -56,21 +91,20 @@ def _line_count(function: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[st
 
 def test_no_function_is_too_long_to_read(repository_root: Path) -> None:
     long = {}
-    for path in _modules(repository_root):
-        text = path.read_text()
-        for node in ast.walk(ast.parse(text)):
+    for module in _modules(repository_root):
+        lines = module.lines
+        for node in module.nodes:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                count = _line_count(node, text.splitlines())
+                count = _line_count(node, lines)
                 if count > MAX_FUNCTION_LINES:
-                    long[f"{path.relative_to(repository_root)}:{node.lineno} {node.name}"] = count
+                    long[f"{module.name}:{node.lineno} {node.name}"] = count
     assert long == {}
 
 
-def _imports(path: Path, modules: set[str]) -> set[str]:
+def _imports(module: Module, modules: set[str]) -> set[str]:
     """The modules of the house that a module imports, at its head or later."""
-    nodes = list(ast.walk(ast.parse(path.read_text())))
-    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    for node in nodes:
+    found = {alias.name for node in module.nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in module.nodes:
         if isinstance(node, ast.ImportFrom) and node.module:
             below = {f"{node.module}.{alias.name}" for alias in node.names} & modules
             found |= below or {node.module}
@@ -79,17 +113,17 @@ def _imports(path: Path, modules: set[str]) -> set[str]:
 
 def test_no_small_module_serves_one_other_alone(repository_root: Path) -> None:
     """Else a reader opens two files for one thought."""
-    paths = {".".join(path.relative_to(repository_root).with_suffix("").parts): path for path in _modules(repository_root)}
-    importers: dict[str, set[str]] = {name: set() for name in paths}
-    for name, path in paths.items():
-        for imported in _imports(path, set(paths)) - {name}:
+    modules = {module.dotted: module for module in _modules(repository_root)}
+    importers: dict[str, set[str]] = {name: set() for name in modules}
+    for name, module in modules.items():
+        for imported in _imports(module, set(modules)) - {name}:
             importers[imported].add(name)
     alone = {
         name: next(iter(importers[name]))
-        for name, path in paths.items()
+        for name, module in modules.items()
         if len(importers[name]) == 1
-        and len(path.read_text().splitlines()) < MIN_MODULE_LINES
-        and "Stands alone because" not in (ast.get_docstring(ast.parse(path.read_text())) or "")
+        and len(module.lines) < MIN_MODULE_LINES
+        and "Stands alone because" not in (ast.get_docstring(module.tree) or "")
     }
     assert {name: importer for name, importer in alone.items() if name not in STANDS_ALONE} == {}, (
         "join each to its importer, or say why it stands alone"
@@ -98,27 +132,23 @@ def test_no_small_module_serves_one_other_alone(repository_root: Path) -> None:
 
 
 def test_no_module_has_a_name_that_says_nothing(repository_root: Path) -> None:
-    names = [path for path in _modules(repository_root) if path.stem in EMPTY_NAMES or path.parent.name in EMPTY_NAMES]
-    assert names == []
+    paths = [module.path for module in _modules(repository_root)]
+    assert [path for path in paths if path.stem in EMPTY_NAMES or path.parent.name in EMPTY_NAMES] == []
 
 
 def test_every_module_says_what_it_is_for(repository_root: Path) -> None:
-    silent = [
-        str(path.relative_to(repository_root))
-        for path in _modules(repository_root)
-        if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))
-    ]
+    silent = [module.name for module in _modules(repository_root) if module.text.strip() and not ast.get_docstring(module.tree)]
     assert silent == []
 
 
 def test_no_error_is_passed_over_without_a_word(repository_root: Path) -> None:
     """An except clause whose whole body is `pass` must say beside it why nothing is to be done."""
     silent = []
-    for path in _modules(repository_root):
-        lines = path.read_text().splitlines()
-        handlers = [node for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.ExceptHandler)]
+    for module in _modules(repository_root):
+        lines = module.lines
+        handlers = [node for node in module.nodes if isinstance(node, ast.ExceptHandler)]
         silent += [
-            f"{path.relative_to(repository_root)}:{handler.lineno}"
+            f"{module.name}:{handler.lineno}"
             for handler in handlers
             if len(handler.body) == 1 and isinstance(handler.body[0], ast.Pass) and "#" not in lines[handler.body[0].lineno - 1]
         ]
@@ -128,29 +158,29 @@ def test_no_error_is_passed_over_without_a_word(repository_root: Path) -> None:
 def test_files_take_their_place_only_through_the_atomic_module(repository_root: Path) -> None:
     """A rename without the fsyncs around it can lose the file in a power cut."""
     strays = [
-        f"{path.relative_to(repository_root)}:{number}"
-        for path in _modules(repository_root)
-        if path.name != "atomic_files.py" and str(path.relative_to(repository_root)) not in RENAMES_ITSELF
-        for number, line in enumerate(path.read_text().splitlines(), 1)
+        f"{module.name}:{number}"
+        for module in _modules(repository_root)
+        if module.path.name != "atomic_files.py" and module.name not in RENAMES_ITSELF
+        for number, line in enumerate(module.lines, 1)
         if re.search(r"\bos\.(replace|rename)\(|\bshutil\.move\(|[a-z_]path\.(rename|replace)\(", line)
     ]
     assert strays == []
 
 
-def _identifiers(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    for node in ast.walk(tree):
+def _identifiers(module: Module) -> Iterator[tuple[int, str]]:
+    for node in module.nodes:
         line = getattr(node, "lineno", 0)
         for field in ("id", "attr", "arg", "name", "asname", "rest"):
             if isinstance(word := getattr(node, field, None), str):
                 yield line, word
 
 
-def test_no_identifier_is_told_said_or_asked(repository_root: Path) -> None:
+def test_no_identifier_is_of_a_word_that_names_no_thing(repository_root: Path) -> None:
     """Serialised names that hold such a word stay: they stand in strings (`rename=`, a column's name), which this leaves out."""
     found = [
-        f"{path.relative_to(repository_root)}:{line}: {word}"
-        for path in _modules(repository_root)
-        for line, word in _identifiers(ast.parse(path.read_text()))
+        f"{module.name}:{line}: {word}"
+        for module in _modules(repository_root)
+        for line, word in _identifiers(module)
         if EMPTY_WORDS.search(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", word))
     ]
     assert found == []
@@ -158,9 +188,9 @@ def test_no_identifier_is_told_said_or_asked(repository_root: Path) -> None:
 
 def test_every_logger_is_named_log(repository_root: Path) -> None:
     found = [
-        f"{path.relative_to(repository_root)}:{number}"
-        for path in _modules(repository_root)
-        for number, line in enumerate(path.read_text().splitlines(), 1)
+        f"{module.name}:{number}"
+        for module in _modules(repository_root)
+        for number, line in enumerate(module.lines, 1)
         if "structlog.get_logger(" in line and not line.startswith("log = structlog.get_logger(__name__)")
     ]
     assert found == []
@@ -168,9 +198,9 @@ def test_every_logger_is_named_log(repository_root: Path) -> None:
 
 def test_every_log_event_is_a_literal_in_snake_case(repository_root: Path) -> None:
     found, count = [], 0
-    for path in _modules(repository_root):
-        name = str(path.relative_to(repository_root))
-        for node in ast.walk(ast.parse(path.read_text())):
+    for module in _modules(repository_root):
+        name = module.name
+        for node in module.nodes:
             match node:
                 case ast.Call(func=ast.Attribute(value=ast.Name(id="log"), attr=method)) if method in LOG_METHODS:
                     event = node.args[0] if node.args else None
@@ -184,9 +214,7 @@ def test_every_log_event_is_a_literal_in_snake_case(repository_root: Path) -> No
 
 def test_connections_to_a_broker_are_made_in_one_place(repository_root: Path) -> None:
     """A client made elsewhere would have its own TLS, time-outs and causes."""
-    makers = [
-        str(path.relative_to(repository_root)) for path in _modules(repository_root) if "CallbackAPIVersion" in path.read_text()
-    ]
+    makers = [module.name for module in _modules(repository_root) if "CallbackAPIVersion" in module.text]
     assert makers == ["catchment/runtime/mqtt_link.py"]
 
 
@@ -238,12 +266,12 @@ SHARED_CLASS_NAMES = {
 }
 
 
-def test_a_public_class_name_means_one_thing_in_all_packages() -> None:
+def test_a_public_class_name_means_one_thing_in_all_packages(repository_root: Path) -> None:
     homes: dict[str, list[str]] = {}
-    for path in (path for package in PACKAGES for path in sorted(Path(package).rglob("*.py"))):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for module in _modules(repository_root):
+        for node in module.tree.body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                homes.setdefault(node.name, []).append(str(path))
+                homes.setdefault(node.name, []).append(module.name)
     shared = {name: places for name, places in homes.items() if len(places) > 1}
     assert {name: places for name, places in shared.items() if name not in SHARED_CLASS_NAMES} == {}
     assert shared.keys() >= SHARED_CLASS_NAMES  # one that is unique leaves the list
@@ -256,12 +284,10 @@ COINED_WORDS = {
 }  # fmt: skip
 
 
-def test_no_identifier_of_the_product_is_of_a_coined_word() -> None:
+def test_no_identifier_of_the_product_is_of_a_coined_word(repository_root: Path) -> None:
     found: set[str] = set()
-    for path in (path for package in PACKAGES for path in sorted(Path(package).rglob("*.py"))):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [getattr(node, field, None) for field in ("id", "attr", "arg", "name", "asname")]
-            for name in (name for name in names if isinstance(name, str)):
-                words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)
-                found |= {f"{path}: {name}" for word in words if word.lower() in COINED_WORDS}
+    for module in _modules(repository_root):
+        for name in {name for _, name in _identifiers(module)}:
+            words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)
+            found |= {f"{module.name}: {name}" for word in words if word.lower() in COINED_WORDS}
     assert found == set()

@@ -246,7 +246,7 @@ def test_addresses_that_the_unit_forbids_cannot_be_reached(machine: BootedMachin
     more_rows_arrive(machine)
 
 
-def test_maintenance_runs_from_its_timer_and_watch_tells_what_goes_on(machine: BootedMachine) -> None:
+def test_maintenance_runs_from_its_timer_and_watch_shows_what_goes_on(machine: BootedMachine) -> None:
     assert machine.shows("catchment-maintain.timer", "ActiveState") == "active"
     machine.run("systemctl", "start", "catchment-maintain", timeout_s=100)
     assert machine.shows("catchment-maintain", "Result") == "success", machine.journal("-u", "catchment-maintain")

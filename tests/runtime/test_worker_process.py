@@ -162,7 +162,7 @@ def test_a_child_that_breaks_the_protocol_is_killed(worker: WorkerProcess, frame
 def test_a_request_that_would_wait_for_another_too_long_is_not_made(worker: WorkerProcess) -> None:
     thread = threading.Thread(target=worker.request, args=(b"sleep 60", 60))
     thread.start()
-    while not worker._busy.locked():
+    while not worker.is_busy:
         time.sleep(0.01)
     assert worker.request(b"echo x", 10, max_wait_s=0.05) is None
     worker.close()
@@ -174,7 +174,7 @@ def test_a_process_that_is_closed_in_the_middle_of_a_request_says_so(worker: Wor
     found: list[object] = []
     thread = threading.Thread(target=lambda: found.append(worker.request(b"sleep 60", 60)))
     thread.start()
-    while not worker._busy.locked():
+    while not worker.is_busy:
         time.sleep(0.01)
     worker.close()
     thread.join(10)

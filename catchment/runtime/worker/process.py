@@ -202,6 +202,11 @@ class WorkerProcess:
         """Whether a child is there that has started up."""
         return self._process is not None and self._is_ready
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is under way, or the child starts or ends."""
+        return self._busy.locked()
+
     def peak_bytes(self) -> int:
         """Largest resident memory of the child so far; 0 without one."""
         with self._reaping:

@@ -42,6 +42,11 @@ class FrameBuffer:
         return found
 
     @property
+    def held_bytes(self) -> int:
+        """Bytes that wait for the rest of their message."""
+        return len(self._bytes)
+
+    @property
     def is_held(self) -> bool:
         """Whether a message may be whole and only what follows could tell: by a NUL, or in a stream of NULs by a line feed."""
         return self._is_at_a_stop(bytes(self._bytes[-1:])) and not self._skip and not self._skip_line

@@ -13,7 +13,7 @@ from datetime import UTC, tzinfo
 import msgspec
 
 from edge_agent.sources.api import Rejects, Scalar
-from schemas.contract import LIST_TYPES, VECTOR_TYPES, Column, ColumnType, PiiClass
+from schemas.contract import LIST_TYPES, VECTOR_TYPES, Column, ColumnType, PiiClass, item_of
 from schemas.source_names import match_columns
 from schemas.written_values import MAX_DIGITS, NumberForm, TimeForm, WrittenTime, WrittenValueError, quick_micros, read_time
 
@@ -170,7 +170,7 @@ def converter(
     """The function that makes one cell into the column's type; it raises CellError, but for fields that `rejects` counts."""
     kind = column.type
     if kind in LIST_TYPES | VECTOR_TYPES:
-        item = Column("item", ColumnType(kind.partition("<")[2].rstrip(">")))
+        item = item_of(column)
         convert = _item_text if item.type is ColumnType.STRING else converter(item, numbers, times)
         return _list_converter(convert, column.length)
     if kind is ColumnType.STRUCT:

@@ -183,13 +183,14 @@ class Spill:
                 with (self._folder / str(number)).open("ab") as file:
                     file.write(np.ascontiguousarray(columns[:, chosen].T).tobytes())
 
-    def buckets(self) -> Iterator[Int64s]:
-        """(columns, rows) of each bucket that has any, in order; rows as they were added."""
+    def buckets(self, *, again: bool = False) -> Iterator[Int64s]:
+        """(columns, rows) of each bucket that has any, in order; rows as they were added. `again`: they are read once more."""
         for number in range(self.count):
             path = self._folder / str(number)
             if path.exists():
                 yield np.ascontiguousarray(np.fromfile(path, np.int64).reshape(-1, self._width).T)
-                path.unlink()
+                if not again:
+                    path.unlink()
 
 
 def _columns(parts: Sequence[SortedPart], names: tuple[str, ...]) -> pa.Table:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version as distribution_version
+from itertools import chain
 from pathlib import Path
 from threading import Event, Thread
 
@@ -26,9 +27,18 @@ from pipelines.training.building.graph import write_shards
 from pipelines.training.building.parts import PART_ROWS, PartRef, plan_parts
 from pipelines.training.building.plan import PlanContext, SetPlan, plan_set, reassign_notes
 from pipelines.training.building.recipe import PreparedRecipe, Wish, prepare
+from pipelines.training.building.reuse import SharedShard, index_batches, shared_shards
 from pipelines.training.building.select_part import is_selected
 from pipelines.training.building.shard_plan import plan_shards
-from pipelines.training.building.write_shard import ShardDone, ShardRef, finished, index_path, is_finished, output_folder
+from pipelines.training.building.write_shard import (
+    ShardDone,
+    ShardRef,
+    finished,
+    index_path,
+    is_finished,
+    output_folder,
+    shard_name,
+)
 from pipelines.training.line import SetLine, line_of, write_groups
 from pipelines.training.manifest import ColumnEntry, FileEntry, Manifest, TagCount
 from pipelines.training.publish import publish
@@ -121,10 +131,11 @@ def build_version(
         plan.check(allow_missing=terms.allow_missing)
         if notice is not None:
             notice(plan)
-        shards = _cut(work, plan)
+        shared = _shared(lake, plan, start.line)
+        shards = _cut(work, plan, shared)
         with _watched(steps, "samples written", [_Watched(shard.rows, partial(is_finished, work, shard)) for shard in shards]):
             write_shards(terms.engine, lake, work, len(plan.parts), shards)
-        manifest = _manifest(work, plan, shards, (clock or SystemClock()).now_ms())
+        manifest = _manifest(work, plan, shards, shared, (clock or SystemClock()).now_ms())
         return publish(lake, home, output_folder(work), manifest)
 
 
@@ -139,18 +150,42 @@ def _context(lake: Lake, work: Path, start: _Start, terms: Terms) -> PlanContext
     return PlanContext(lake, work, terms.engine, start.line, terms.is_stratified, reassign_notes(terms.reassign))
 
 
-def _cut(work: Path, plan: SetPlan) -> tuple[ShardRef, ...]:
+def _shared(lake: Lake, plan: SetPlan, line: SetLine | None) -> list[SharedShard]:
+    """The shards of the version before that this one holds unchanged."""
+    return [] if line is None else shared_shards(lake, plan.prepared.recipe, _columns(plan), plan.parts, line.version)
+
+
+def _cut(work: Path, plan: SetPlan, shared: Sequence[SharedShard]) -> tuple[ShardRef, ...]:
+    """Cut the rows that no shared shard holds; the files of shared shards have the first numbers of their split."""
     recipe = plan.prepared.recipe
     output_folder(work).mkdir(exist_ok=True)
     cut = plan_shards(plan.parts, len(recipe.rule.fractions), recipe.limits, has_payload=recipe.has_payload)
+    refs: list[ShardRef] = []
     for number, split in enumerate(cut):
         split.save(work, number)
-    return tuple(ShardRef(number, shard, rows) for number, split in enumerate(cut) for shard, rows in enumerate(split.rows))
+        first = sum(each.split == number for each in shared)
+        refs += [ShardRef(number, at, rows, first + at) for at, rows in enumerate(split.rows) if rows or not first]
+    return tuple(refs)
 
 
-def _manifest(work: Path, plan: SetPlan, shards: Sequence[ShardRef], created_ms: int) -> Manifest:
+def _linked(work: Path, plan: SetPlan, shared: Sequence[SharedShard]) -> list[tuple[int, ShardDone]]:
+    """Bring shared shards into the folder of the set; the number of the split of each, and what is counted of it."""
+    counts: dict[int, int] = {}
+    done: list[tuple[int, ShardDone]] = []
+    for shard in shared:
+        number = counts.get(shard.split, 0)
+        counts[shard.split] = number + 1
+        name = shard_name(plan.rule.fractions[shard.split][0], number)
+        done.append((shard.split, shard.link(output_folder(work), name)))
+    return done
+
+
+def _manifest(work: Path, plan: SetPlan, shards: Sequence[ShardRef], shared: Sequence[SharedShard], created_ms: int) -> Manifest:
     recipe, folder = plan.prepared.recipe, output_folder(work)
-    done = [finished(work, shard) for shard in shards]
+    written = [(shard.split, finished(work, shard)) for shard in shards]
+    done = sorted((*_linked(work, plan, shared), *written), key=lambda each: each[0])
+    saved = sum(shard.entry.bytes for shard in shared)
+    notes = (f"{len(shared):,} shards of {saved:,} bytes are those of the version before",) if shared else ()
     return Manifest(
         name=recipe.spec.id,
         version=0,
@@ -162,15 +197,15 @@ def _manifest(work: Path, plan: SetPlan, shards: Sequence[ShardRef], created_ms:
         split=recipe.rule,
         columns=_columns(plan),
         has_payload=recipe.has_payload,
-        shards=tuple(each.entry for each in done),
-        indexes=_indexes(work, plan, shards) if recipe.has_payload else (),
-        tags=_tag_counts(plan, shards, done),
-        policies=tuple(sorted({policy for each in done for policy in each.policies})),
+        shards=tuple(each.entry for _, each in done),
+        indexes=_indexes(work, plan, shards, shared) if recipe.has_payload else (),
+        tags=_tag_counts(plan, done),
+        policies=tuple(sorted({policy for _, each in done for policy in each.policies})),
         left_out=plan.left_out,
         groups=write_groups(folder, plan.groups),
         coverage=plan.coverage,
         line=plan.line,
-        notes=plan.notes,
+        notes=(*plan.notes, *notes),
         spec=plain_spec(recipe.spec) if recipe.is_spec else None,
         builder=recipe.builder,
     )
@@ -185,24 +220,30 @@ def _columns(plan: SetPlan) -> tuple[ColumnEntry, ...]:
     return tuple(ColumnEntry(field.name, str(field.type)) for field in kept)
 
 
-def _tag_counts(plan: SetPlan, shards: Sequence[ShardRef], done: Sequence[ShardDone]) -> tuple[TagCount, ...]:
+def _tag_counts(plan: SetPlan, done: Sequence[tuple[int, ShardDone]]) -> tuple[TagCount, ...]:
     counts: dict[tuple[int, str], int] = {}
-    for shard, each in zip(shards, done, strict=True):
+    for split, each in done:
         for tag, rows in each.tags.items():
-            counts[shard.split, tag] = counts.get((shard.split, tag), 0) + rows
+            counts[split, tag] = counts.get((split, tag), 0) + rows
     names = [name for name, _ in plan.rule.fractions]
     return tuple(TagCount(names[split], tag, rows) for (split, tag), rows in sorted(counts.items()))
 
 
-def _indexes(work: Path, plan: SetPlan, shards: Sequence[ShardRef]) -> tuple[FileEntry, ...]:
+def _indexes(work: Path, plan: SetPlan, shards: Sequence[ShardRef], shared: Sequence[SharedShard]) -> tuple[FileEntry, ...]:
     """The index of each split, out of those of its shards."""
     entries: list[FileEntry] = []
     for number, (split, _) in enumerate(plan.rule.fractions):
         paths = [index_path(work, shard) for shard in shards if shard.split == number]
-        with pa.memory_map(str(paths[0])) as source:
-            schema = pa.ipc.open_file(source).schema
-        entries.append(write_index(output_folder(work) / f"{split}.index.arrow", split, schema, _batches(paths)))
+        own = [shard for shard in shared if shard.split == number]
+        schema = own[0].rows.schema if own else _schema_of(paths[0])
+        batches = chain(*(index_batches(shard) for shard in own), _batches(paths))
+        entries.append(write_index(output_folder(work) / f"{split}.index.arrow", split, schema, batches))
     return tuple(entries)
+
+
+def _schema_of(path: Path) -> pa.Schema:
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).schema
 
 
 def _batches(paths: Sequence[Path]) -> Iterator[pa.RecordBatch]:

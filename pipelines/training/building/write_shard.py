@@ -24,11 +24,12 @@ _WEIGHTS = "weights.json"
 
 
 class ShardRef(msgspec.Struct, frozen=True, array_like=True):
-    """A shard: the number of its split, its number in the split, and its rows."""
+    """A shard: the number of its split, its number among those of the split that are written, its rows, and its file's number."""
 
     split: int
     number: int
     rows: int
+    file_number: int
 
 
 class ShardDone(msgspec.Struct, frozen=True):
@@ -67,17 +68,27 @@ def write_shard(lake: Lake, work: Path, recipe: Recipe, parts: int, shard: Shard
     rows = rows.select(kept).combine_chunks()
     if len(rows) != shard.rows:
         raise CorruptLakeError(f"{work}: shard {shard.number} of {split} has {len(rows)} rows, not {shard.rows}; build again")
-    path = output_folder(work) / f"{split}-{shard.number:05d}.parquet"
+    path = output_folder(work) / shard_name(split, shard.file_number)
     if recipe.has_payload:
         written = write_payload_shard_of(lake, path, split, rows, recipe.limits)
         _save_index(index_path(work, shard), written.index)
         entry = written.entry
     else:
         entry = write_tabular_shard(path, split, rows)
-    done = ShardDone(entry, _tags(rows), _policies(rows))
+    done = describe_shard(entry, rows)
     beside = _done_path(work, shard).with_suffix(f".{path.stem}.tmp")
     beside.write_bytes(msgspec.json.encode(done))
     beside.replace(_done_path(work, shard))
+
+
+def describe_shard(entry: FileEntry, rows: pa.Table) -> ShardDone:
+    """Count what the manifest says of all shards together."""
+    return ShardDone(entry, _tags(rows), _policies(rows))
+
+
+def shard_name(split: str, number: int) -> str:
+    """The name of the file of a shard."""
+    return f"{split}-{number:05d}.parquet"
 
 
 def finished(work: Path, shard: ShardRef) -> ShardDone:

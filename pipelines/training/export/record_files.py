@@ -1,4 +1,4 @@
-"""Formats of one record after the other: WebDataset's tar files, TFRecord files of tf.train.Example, MDS shards of Mosaic."""
+"""Formats of one record after the other: WebDataset's tar files, TFRecord files of tf.train.Example, MDS of Mosaic, LitData."""
 
 import io
 import itertools
@@ -22,6 +22,9 @@ _TAR_BLOCK = 512
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Of each MDS encoding the bytes of a value, None where they differ.
 _MDS_SIZES = {"int": 8, "float64": 8, "bytes": None, "str": None, "json": None}
+
+# The leaves of a sample of LitData, and how each is written.
+_LITDATA = {"payload": "bytes", "device": "str", "epoch": "int", "seq": "int", "columns": "str"}
 
 
 def write_webdataset(source: ExportSource, folder: Path) -> int:
@@ -73,6 +76,38 @@ def write_mds(source: ExportSource, folder: Path) -> int:
             total += rows
         index = home / "index.json"
         index.write_text(json.dumps({"shards": shards, "version": 2}, sort_keys=True))
+        finish_file(index)
+    return total
+
+
+def write_litdata(source: ExportSource, folder: Path) -> int:
+    """Write `<split>/index.json` and its chunks, as LitData's StreamingDataset reads them. Returns the rows.
+
+    A sample is a dict of `payload`, `device`, `epoch`, `seq`, and all columns as JSON in `columns`.
+    """
+    source.refuse_without_payload("litdata")
+    total = 0
+    for split in source.splits:
+        home = folder / split
+        home.mkdir()
+        records = map(_litdata_record, source.samples(split))
+        chunks = []
+        for path, rows in _shards(home, "chunk-0", "bin", records, _litdata_file):
+            chunks.append({"chunk_bytes": path.stat().st_size, "chunk_size": rows, "dim": None, "filename": path.name})
+            total += rows
+        leaf: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
+        spec = {"type": "builtins.dict", "context": json.dumps(list(_LITDATA)), "children_spec": [leaf] * len(_LITDATA)}
+        config = {
+            "chunk_bytes": SHARD_BYTES,
+            "chunk_size": None,
+            "compression": None,
+            "data_format": list(_LITDATA.values()),
+            "data_spec": json.dumps([1, spec]),
+            "encryption": None,
+            "item_loader": "PyTreeLoader",
+        }
+        index = home / "index.json"
+        index.write_text(json.dumps({"chunks": chunks, "config": config}))
         finish_file(index)
     return total
 
@@ -207,3 +242,23 @@ def _mds_file(records: list[bytes], head: bytes) -> bytes:
     begin = 4 + 4 * (len(records) + 1) + len(head)
     offsets = begin + np.concatenate(([0], np.cumsum([len(record) for record in records])))
     return struct.pack("<I", len(records)) + offsets.astype("<u4").tobytes() + head + b"".join(records)
+
+
+def _litdata_record(sample: ExportSample) -> bytes:
+    """Sizes of the leaves, then the leaves."""
+    columns = sample.columns
+    leaves = (
+        sample.payload or b"",
+        columns["device"].encode(),
+        struct.pack("<q", columns["epoch"]),
+        struct.pack("<q", columns["seq"]),
+        columns_json(columns),
+    )
+    return np.array([len(leaf) for leaf in leaves], "<u4").tobytes() + b"".join(leaves)
+
+
+def _litdata_file(records: list[bytes]) -> bytes:
+    """The number of samples, where each begins and the last ends, the samples."""
+    begin = 4 + 4 * (len(records) + 1)
+    offsets = begin + np.concatenate(([0], np.cumsum([len(record) for record in records])))
+    return struct.pack("<I", len(records)) + offsets.astype("<u4").tobytes() + b"".join(records)

@@ -17,7 +17,7 @@ from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import SETS
 from pipelines.training.export.annotated import write_coco, write_yolo
-from pipelines.training.export.record_files import write_mds, write_tfrecord, write_webdataset
+from pipelines.training.export.record_files import write_litdata, write_mds, write_tfrecord, write_webdataset
 from pipelines.training.export.samples import ExportSource
 from pipelines.training.export.tables import write_huggingface, write_lance
 from pipelines.training.manifest import Manifest, encode_manifest
@@ -34,6 +34,7 @@ class ExportFormat(StrEnum):
     HUGGINGFACE = "huggingface"
     TFRECORD = "tfrecord"
     MDS = "mds"
+    LITDATA = "litdata"
     LANCE = "lance"
     COCO = "coco"
     YOLO = "yolo"
@@ -146,6 +147,7 @@ def _write(source: ExportSource, folder: Path, order: ExportOrder) -> int:
         ExportFormat.HUGGINGFACE: write_huggingface,
         ExportFormat.TFRECORD: write_tfrecord,
         ExportFormat.MDS: write_mds,
+        ExportFormat.LITDATA: write_litdata,
         ExportFormat.LANCE: write_lance,
     }[order.form]
     return write(source, folder)

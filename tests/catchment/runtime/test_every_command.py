@@ -92,6 +92,7 @@ QUIET = {
         "policy keygen": "prints a public key",
         "policy schema": "prints our own JSON Schema",
         "set schema": "prints our own JSON Schema",
+        "bench au": "prints our own names of workloads and figures",
         "chips cut": "prints names that were typed or are checked, and counts",
         "label export": "prints the path that was typed, counts and our own words for losses",
         "label queue": "prints the path that was typed, counts and our own words for losses",
@@ -662,7 +663,7 @@ def _spooled(to: pytest.MonkeyPatch, *words: str) -> list[str]:
     from edge_agent.commands import spool as spool_cli
     from edge_agent.spool import database
 
-    to.setattr(spool_cli, "_reader", lambda _path: nullcontext((None, Path())))
+    to.setattr(spool_cli, "opened_spool", lambda _path: nullcontext((None, Path())))
     to.setattr(inspection, "entries", lambda *_args, **_more: [hostile(inspection.SpoolEntry)])
     to.setattr(inspection, "entry", lambda *_args: hostile(inspection.SpoolEntry))
     to.setattr(inspection, "count", lambda _db: {TEXT: 1})

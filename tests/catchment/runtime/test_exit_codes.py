@@ -15,7 +15,9 @@ import pipelines.cli as core_program
 import pipelines.commands.root as core_cli
 from catchment.runtime.exits import MEANINGS
 from edge_agent import cli as agent_cli
+from edge_agent.commands import options as command_options
 from edge_agent.commands.root import app as agent_app
+from pipelines import config as core_config_module
 from pipelines.commands.exits import code_of
 
 CORE_TOML = 'lake = "lake"\n[broker]\nport = 1\n'
@@ -29,6 +31,7 @@ GIVEN = {
     "label import": ["l.csv", "--task", "t", "--from", "slide", "--as", "csv"],
     "label export": ["--task", "t", "--from", "slide", "--as", "csv", "-o", "l.csv"],
     "label queue": ["--task", "t", "--from", "slide", "--as", "csv", "-o", "l.csv"],
+    "label agreement": ["--task", "t"], "label resolve": ["--task", "t"],
     "similar": ["car-1/1/1", "--from", "slide"], "rare": ["--from", "slide"], "uncertain": ["--from", "slide"],
     "disagreeing": ["--from", "slide"],
     "set diff": ["s/1", "s/2"], "set check": ["s"], "set card": ["s"], "set pin": ["s", "-m", "why"], "set rm": ["s/1"],
@@ -43,6 +46,7 @@ GIVEN = {
 WITHOUT_CONFIG = {
     "catchment": {
         "version",
+        "bench au",
         "demo",
         "policy keygen",
         "policy schema",
@@ -65,6 +69,7 @@ MISSING = {
     "label import": ["none.csv", "--task", "t", "--from", "none", "--as", "csv"],
     "label export": ["--task", "t", "--from", "none", "--as", "csv", "-o", "l.csv"],
     "label queue": ["--task", "t", "--from", "none", "--as", "csv", "-o", "l.csv"],
+    "label agreement": ["--task", "none"], "label resolve": ["--task", "none"],
     "similar": ["car-1/1/1", "--from", "none"], "rare": ["--from", "none"], "uncertain": ["--from", "none"],
     "disagreeing": ["--from", "none"],
     "set diff": ["none", "none"], "set check": ["none"], "set card": ["none"], "set pin": ["none", "-m", "w"],
@@ -100,8 +105,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("CATCHMENT_CONFIG", "CATCHMENT_AGENT_CONFIG"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("pipelines.config.CONFIG_PLACES", (Path("core.toml"), tmp_path / "etc" / "core.toml"))
-    monkeypatch.setattr("edge_agent.commands.options.CONFIG_PLACES", (Path("agent.toml"), tmp_path / "etc" / "agent.toml"))
+    monkeypatch.setattr(core_config_module, "CONFIG_PLACES", (Path("core.toml"), tmp_path / "etc" / "core.toml"))
+    monkeypatch.setattr(command_options, "CONFIG_PLACES", (Path("agent.toml"), tmp_path / "etc" / "agent.toml"))
     return tmp_path
 
 

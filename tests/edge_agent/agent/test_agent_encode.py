@@ -106,6 +106,9 @@ NESTED = Contract("nested", "1.0.0", (
         Column("lat", ColumnType.FLOAT64), Column("note", ColumnType.STRING), Column("ids", ColumnType.LIST_INT32),
         Column("at", ColumnType.TIMESTAMP),
     )),
+    Column("boxes", ColumnType.LIST_STRUCT, fields=(
+        Column("label", ColumnType.STRING), Column("corners", ColumnType.LIST_FLOAT64),
+    )),
 ))  # fmt: skip
 
 
@@ -117,9 +120,11 @@ PLACES = st.fixed_dictionaries({
     "lat": st.none() | st.floats(allow_nan=False), "note": st.none() | st.text(max_size=5),
     "ids": lists(st.integers(-(2**31), 2**31 - 1)), "at": st.none() | st.integers(0, 2**50),
 })  # fmt: skip
+BOXES = st.fixed_dictionaries({"label": st.none() | st.text(max_size=5), "corners": lists(st.floats(allow_nan=False))})
 ROWS = st.fixed_dictionaries({
     "labels": lists(st.text(max_size=5)), "counts": lists(st.integers(-(2**63), 2**63 - 1)), "flags": lists(st.booleans()),
     "v": st.none() | st.lists(st.floats(width=32, allow_nan=False), min_size=2, max_size=2), "place": st.none() | PLACES,
+    "boxes": lists(BOXES),
 })  # fmt: skip
 
 

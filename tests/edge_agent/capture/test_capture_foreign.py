@@ -16,6 +16,7 @@ from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError
 from edge_agent.pictures.child import as_errors
 from edge_agent.sources.api import SampleBatch, Source
+from edge_agent.sources.directory import source as directory_source
 from edge_agent.sources.directory.picture_formats import ImageHeader, read_image_header
 from edge_agent.sources.registry import GuardedSource, build_source, check_source
 from edge_agent.sources.rows.mapping import NO_COLUMN
@@ -140,7 +141,7 @@ def test_a_folder_that_takes_long_to_look_through_is_looked_at_seldom(tmp_path: 
 
     options = {"path": str(tmp_path), "poll_ms": 200}
     source = build_source("directory", options, builtin_contract("camera_frame"), clock, None)
-    monkeypatch.setattr("edge_agent.sources.directory.source.look", slow_look)
+    monkeypatch.setattr(directory_source, "look", slow_look)
     while clock.at_s < 60:
         source.read(1)
         clock.sleep(0.1)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +14,8 @@ import pytest
 from PIL import Image
 
 from catchment.runtime.worker.outcome import Died
+from edge_agent import redaction
 from edge_agent.errors import ConfigError, SourceError
-from edge_agent.pictures import process as pictures
 from edge_agent.pictures.process import HarmfulPictureError, PictureProcess
 from edge_agent.redaction import BatchRedactor
 from edge_agent.sources.api import Rejects, SampleBatch
@@ -51,10 +52,9 @@ def _peak_kib() -> int:
 
 @pytest.mark.parametrize("kind", ["inspect", "redact"])
 def test_a_decompression_bomb_costs_the_agent_no_memory_and_the_next_picture_nothing(
-    monkeypatch: pytest.MonkeyPatch, kind: Literal["inspect", "redact"]
+    kind: Literal["inspect", "redact"],
 ) -> None:
-    monkeypatch.setattr(pictures, "_MEMORY_BYTES", {kind: 128 * 1024 * 1024})
-    decoder = PictureProcess(kind)
+    decoder = PictureProcess(kind, memory_bytes=128 * 1024 * 1024)
     bomb, large = _picture(9_000, "1"), _picture(5_000)  # above the limit of pixels; above that of memory
     others = (b"GIF89a" + bytes(100), b"%!PS-Adobe-3.0 EPSF-3.0\n", b'<svg xmlns="http://www.w3.org/2000/svg"/>', b"")
     Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
@@ -70,8 +70,7 @@ def test_a_decompression_bomb_costs_the_agent_no_memory_and_the_next_picture_not
 def test_a_decoder_that_was_ended_from_outside_is_started_again(decoder: PictureProcess) -> None:
     for _ in range(3):
         assert Image.open(io.BytesIO(decoder.redact(_HIDE, _picture(), None))).getpixel((0, 0)) == (0, 0, 0)
-        assert decoder._worker.pid is not None
-        os.kill(decoder._worker.pid, signal.SIGKILL)
+        os.kill(present(decoder.pid), signal.SIGKILL)
 
 
 def test_a_picture_that_ends_its_decoder_twice_is_refused_and_counted_and_never_stored_as_it_is(
@@ -84,7 +83,7 @@ def test_a_picture_that_ends_its_decoder_twice_is_refused_and_counted_and_never_
         return Died(signal.SIGSEGV, 0) if b"deadly" in body else request(body, timeout_s)
 
     monkeypatch.setattr(decoder._worker, "request", deadly)
-    monkeypatch.setattr("edge_agent.redaction.shared_pictures", lambda _kind: decoder)
+    monkeypatch.setattr(redaction, "shared_pictures", lambda _kind: decoder)
     rejects = Rejects("test")
     batch = SampleBatch([1, 2, 3], {"camera": ["a", "b", "c"]}, [_picture(), b"deadly", _picture()])
     stored = BatchRedactor(_CONTRACT, b"", rejects)(batch)
@@ -107,8 +106,7 @@ def test_without_a_decoder_nothing_is_refused_but_the_source_is_tried_again(
 
 
 def test_a_missing_extra_is_an_error_of_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "_NEEDED", {"inspect": ("no_such_module",), "redact": ("no_such_module",)})
-    pictures.shared_pictures.cache_clear()
+    monkeypatch.setattr(redaction, "shared_pictures", partial(PictureProcess, needs=("no_such_module",)))
     with pytest.raises(ConfigError, match=r"install catchment\[redact\] \(pillow\); no_such_module is not installed"):
         BatchRedactor(_CONTRACT, b"", Rejects("test"))
 

@@ -150,7 +150,7 @@ def test_a_payload_file_that_is_gone_for_good_is_refused_after_bounded_tries(spo
 def test_a_payload_file_that_cannot_be_read_is_not_taken_for_a_full_disk(spool) -> None:
     """/proc/self/mem opens and then answers EIO, as a rotten sector does."""
     with pytest.raises(OSError, match="Input/output error") as error:
-        SpoolObjects(spool._folder / "objects").put(Path("/proc/self/mem"))
+        SpoolObjects(spool.folder / "objects").put(Path("/proc/self/mem"))
     assert not isinstance(error.value, SpoolFullError)
 
 

@@ -199,6 +199,16 @@ def test_a_text_that_cannot_even_be_encoded_is_refused_not_passed_on() -> None:
     assert sum(counts.values()) == 1
 
 
+def test_fields_of_each_object_of_a_list_are_hidden_as_columns_are() -> None:
+    fields = [{"name": "who", "type": "string", "redact": {"how": "drop"}}, {"name": "n", "type": "int64"}]
+    made = contract({"name": "people", "type": "list<struct>", "fields": fields})
+    assert made.has_redaction
+    assert one(made, [{"who": SECRET, "n": 1}, None, {"who": SECRET}]) == [{"who": None, "n": 1}, None, {"who": None}]
+    assert one(made, None) is None
+    batch, counts = transform(made, SampleBatch([0], {"people": [[SECRET]]}))
+    assert (len(batch), counts) == (0, {"row: cannot be redacted: column people: no object": 1})
+
+
 def test_fields_of_a_struct_are_hidden_as_columns_are() -> None:
     fields = [
         {"name": "who", "type": "string", "redact": {"how": "hash"}},

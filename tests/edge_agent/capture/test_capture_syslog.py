@@ -301,5 +301,5 @@ def test_no_stream_is_held_beyond_the_limit(pieces) -> None:
     frames = FrameBuffer(20, Rejects("test"))
     for piece in pieces:
         assert all(0 < len(message) <= 20 for message in frames.add(piece))
-        assert len(frames._bytes) <= 20 + 8
+        assert frames.held_bytes <= 20 + 8
     frames.end()

@@ -85,7 +85,7 @@ def test_no_stream_is_held_beyond_the_limit_and_what_is_idle_is_let_go(pieces) -
     frames = FrameBuffer(20, Rejects("test"))
     for piece in pieces:
         assert all(0 < len(message) <= 20 for message in (*frames.add(piece), *frames.idle()))
-        assert len(frames._bytes) <= 20 + 13
+        assert frames.held_bytes <= 20 + 13
     frames.end()
 
 

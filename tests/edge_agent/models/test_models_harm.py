@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from edge_agent.errors import ConfigError
-from edge_agent.models import model_process
+from edge_agent.models import loader, model_process
 from edge_agent.models.state import Attempt, Installed
 from edge_agent.models.store import ModelStore
 from tests.fakes import bad_models
@@ -160,7 +160,7 @@ def test_an_attempt_is_on_disk_before_the_model_is_loaded(
             seen.append(ModelStore(tmp_path / "state/models/bright").state.attempts)
             super().start()
 
-    monkeypatch.setattr("edge_agent.models.loader.ModelProcess", Watching)
+    monkeypatch.setattr(loader, "ModelProcess", Watching)
     assert proven.want(core.publish(fake.tiny_model(0.1))) == "active"
     assert [(tried.version, tried.count, tried.is_open) for (tried,) in seen] == [(2, 1, True)]
     assert ModelStore(tmp_path / "state/models/bright").state.attempts == ()

@@ -86,15 +86,14 @@ def test_both_models_damaged_are_fetched_again(
 
 
 def test_a_model_that_rots_while_it_is_tried_is_fetched_again_and_not_refused(
-    core: "fake.Core", device: "fake.Device", monkeypatch: pytest.MonkeyPatch
+    core: "fake.Core", device: "fake.Device", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published, turns = core.publish(), iter(range(10))
 
     class Rotting(ModelProcess):
         def start(self) -> None:
             if next(turns) == 0:
-                store = device.updater.store
-                (path,) = (store._versions).iterdir()
+                (path,) = (tmp_path / "state/models/bright/versions").iterdir()
                 path.write_bytes(b"x" + path.read_bytes()[1:])
             super().start()
 

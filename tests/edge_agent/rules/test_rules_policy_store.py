@@ -251,7 +251,7 @@ def test_a_checker_that_dies_is_no_verdict(signer: PolicySigner, monkeypatch: py
         patch.setattr(sys, "executable", "/bin/false")
         with pytest.raises(DocumentLaterError, match="could not be checked"):
             signature.check_signatures(text, pairs)
-    monkeypatch.setattr(signature, "_CHECK_WITHIN_S", 0.0)
+    monkeypatch.setattr(signature, "CHECK_WITHIN_S", 0.0)
     with pytest.raises(DocumentLaterError, match="could not be checked"):
         signature.check_signatures(text, pairs)
 

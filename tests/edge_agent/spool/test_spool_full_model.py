@@ -17,6 +17,7 @@ from edge_agent.spool.spool import Spool
 from schemas.ids import StreamName
 from schemas.ranges import Ranges
 from schemas.receipts import Receipt
+from tests.fakes.spool_rows import rows_of
 
 MIB = 1024 * 1024
 STREAMS = ("alpha", "beta", "kept")
@@ -87,7 +88,7 @@ class FullSpool(RuleBasedStateMachine):
     @invariant()
     def every_seq_is_accounted_for(self) -> None:
         stored: dict[tuple[str, int], list[tuple[int, int]]] = defaultdict(list)
-        for stream, epoch, first, count in self.spool._reader.execute("SELECT stream, epoch, first_seq, count FROM envelope"):
+        for stream, epoch, first, count in rows_of(self.spool, "SELECT stream, epoch, first_seq, count FROM envelope"):
             stored[stream, epoch].append((first, first + count))
         dropped = {
             (entry.stream, entry.epoch): [(gone.low, gone.high) for gone in entry.dropped] for entry in self.spool.epochs()

@@ -26,8 +26,8 @@ class SpoolModel(RuleBasedStateMachine):
     @initialize()
     def open(self) -> None:
         # Bodies in files after a few bytes instead of 64 kB, some of them sharing a file.
-        self.limits = (payload_files.MIN_BODY_BYTES, payload_files._LARGEST_FILE_BYTES)
-        payload_files.MIN_BODY_BYTES, payload_files._LARGEST_FILE_BYTES = 20, 70
+        self.limits = (payload_files.MIN_BODY_BYTES, payload_files.LARGEST_FILE_BYTES)
+        payload_files.MIN_BODY_BYTES, payload_files.LARGEST_FILE_BYTES = 20, 70
         self.root = Path(tempfile.mkdtemp(prefix="spool-model-"))
         self.generation = 0
         self.stored: list[tuple[str, int, int, int, bytes]] = []
@@ -117,7 +117,7 @@ class SpoolModel(RuleBasedStateMachine):
         if hasattr(self, "spool"):
             self.spool.close()
             shutil.rmtree(self.root)
-            payload_files.MIN_BODY_BYTES, payload_files._LARGEST_FILE_BYTES = self.limits
+            payload_files.MIN_BODY_BYTES, payload_files.LARGEST_FILE_BYTES = self.limits
 
 
 SpoolModel.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)

@@ -19,6 +19,7 @@ from schemas.ids import DeviceId, StreamName
 from schemas.ranges import Ranges
 from schemas.receipts import Floor, Receipt, RefusedStream, encode_receipt, receipt_pages
 from schemas.topics import Topics
+from tests.fakes.spool_rows import rows_of
 
 MIB = 1024 * 1024
 ALPHA = StreamName("alpha")
@@ -40,8 +41,7 @@ def put(spool: Spool, count: int) -> None:
 
 
 def held(spool: Spool) -> list[int]:
-    with closing(sqlite3.connect(spool._folder / database.FILE_NAME)) as db:
-        return [seq for (seq,) in db.execute("SELECT first_seq FROM envelope ORDER BY epoch, first_seq")]
+    return [seq for (seq,) in rows_of(spool, "SELECT first_seq FROM envelope ORDER BY epoch, first_seq")]
 
 
 def settled(spool: Spool, *spans: tuple[int, int], epoch: int | None = None, **more: object) -> Receipt:

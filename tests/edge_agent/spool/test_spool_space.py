@@ -19,6 +19,7 @@ from schemas.envelope import Span
 from schemas.ids import StreamName
 from schemas.policy import MAX_PRIORITY
 from schemas.receipts import Receipt
+from tests.fakes.spool_rows import rows_of
 
 MIB = 1024 * 1024
 ALPHA, BETA = StreamName("alpha"), StreamName("beta")
@@ -142,7 +143,7 @@ def test_a_large_payload_makes_room_for_itself_by_priority(tmp_path: Path) -> No
     with pytest.raises(SpoolFullError):
         spool.put_object(b"y" * 1_500_000, priority=100)
     assert spool.books()[0].is_balanced
-    kept = Counter(priority for (priority,) in spool._reader.execute("SELECT priority FROM envelope"))
+    kept = Counter(priority for (priority,) in rows_of(spool, "SELECT priority FROM envelope"))
     assert kept[200] == 12
     assert kept[10] < 12
     spool.close()

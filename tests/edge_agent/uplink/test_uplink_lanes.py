@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from catchment.runtime.clock import SystemClock
+from edge_agent.spool import leases
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from schemas.ids import StreamName
@@ -63,7 +64,7 @@ def test_a_metered_link_carries_what_is_worth_it_and_the_rest_when_it_is_over(sp
 
 
 def test_looking_past_a_long_cheap_backlog_is_cut_and_goes_on(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_agent.spool.leases._MAX_PASSED_ROWS", 128)
+    monkeypatch.setattr(leases, "MAX_PASSED_ROWS", 128)
     put(spool, 400, priority=10)
     put(spool, 1, priority=90)
     spool.tune(fresh_share=0.5, min_priority=50)

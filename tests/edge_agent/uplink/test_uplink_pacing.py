@@ -35,6 +35,34 @@ class Clock:
         return self.now_s
 
 
+class TestedClient(KeepaliveClient):
+    """The client of one connection, without a broker: the test is its network thread."""
+
+    __test__ = False
+
+    def plug(self, end: object) -> None:
+        self._sock = end  # type: ignore[assignment]  # a socket, or what is asked of one
+        self._keepalive = KEEPALIVE_S
+        self._thread = threading.current_thread()  # else paho writes as soon as something is queued
+
+    def unplug(self) -> None:
+        self._thread = None
+        self._sock = None
+
+    def queue(self, size_bytes: int) -> None:
+        self._packet_queue(mqtt.PUBLISH, bytearray(size_bytes), mid=1, qos=1)
+
+    def was_silent_for_long(self) -> None:
+        self._last_bytes_received = self._last_msg_out = 0.0
+
+    @property
+    def has_pinged(self) -> bool:
+        return self._ping_t != 0
+
+    def is_alive(self, now_s: float) -> bool:
+        return self._look(now_s)
+
+
 class Line:
     """A client whose socket is real and whose network thread is the test."""
 
@@ -46,13 +74,11 @@ class Line:
             self.far, _ = listener.accept()
         for end in (self.near, self.far):
             end.setblocking(False)
-        self.client = KeepaliveClient(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
-        self.client._sock = self.near
-        self.client._keepalive = KEEPALIVE_S
-        self.client._thread = threading.current_thread()  # else paho writes as soon as something is queued
+        self.client = TestedClient(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        self.client.plug(self.near)
 
     def queue(self, size_bytes: int) -> None:
-        self.client._packet_queue(mqtt.PUBLISH, bytearray(size_bytes), mid=1, qos=1)
+        self.client.queue(size_bytes)
 
     def turn(self) -> int:
         """What arrived at the far end."""
@@ -76,8 +102,7 @@ class Line:
             time.sleep(0.01)
 
     def close(self) -> None:
-        self.client._thread = None
-        self.client._sock = None
+        self.client.unplug()
         self.near.close()
         self.far.close()
 
@@ -120,11 +145,11 @@ def test_another_rate_holds_in_the_middle_of_a_message_and_none_lets_the_rest_go
 def test_while_a_paced_message_moves_the_keep_alive_is_not_judged(line: Line) -> None:
     line.client.pacer.retune(1_000)
     line.queue(1_000_000)
-    line.client._last_bytes_received = line.client._last_msg_out = 0.0  # long ago
+    line.client.was_silent_for_long()
     for _ in range(int(3 * KEEPALIVE_S / STEP_S)):
         line.turn()
         assert line.client.loop_misc() == mqtt.MQTT_ERR_SUCCESS
-    assert line.client._ping_t == 0
+    assert not line.client.has_pinged
 
 
 def test_what_nobody_takes_is_judged_by_the_keep_alive(line: Line) -> None:
@@ -136,7 +161,7 @@ def test_what_nobody_takes_is_judged_by_the_keep_alive(line: Line) -> None:
     for _ in range(2 * KEEPALIVE_S):
         line.clock.now_s += 1.0
         line.client.loop_write()
-        looks.append(line.client._look(line.clock.now_s))
+        looks.append(line.client.is_alive(line.clock.now_s))
     assert looks[0]
     assert not looks[-1]
     assert all(before or not after for before, after in pairwise(looks)), "once it does not move, it is not alive again"
@@ -153,7 +178,8 @@ def test_a_frame_that_the_websocket_holds_back_is_not_forgotten(line: Line) -> N
             self.offered.append(len(data))
             return 0 if len(self.offered) < 3 else self.offered[0]
 
-    line.client._sock = held = Holding()  # type: ignore[assignment]  # all that is asked of it
+    held = Holding()
+    line.client.plug(held)
     line.client.pacer.retune(10_000)
     line.queue(1_000)
     assert not line.client.want_write()

@@ -144,7 +144,7 @@ def test_a_wrong_hash_is_answered_over_mqtt(bridge: BridgeProcess, device: Devic
     assert bridge.rows() == []
 
 
-def test_a_large_object_out_of_order_is_hashed_beside_and_told_when_it_is_settled(tmp_path: Path) -> None:
+def test_a_large_object_out_of_order_is_hashed_beside_and_reported_when_it_is_settled(tmp_path: Path) -> None:
     content = os.urandom(300_000)
     assembler = Assembler(tmp_path, inline_bytes=100_000)
     apply(assembler, part(content, 150_000, 300_000))

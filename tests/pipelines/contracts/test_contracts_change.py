@@ -65,7 +65,7 @@ FITS = {
 
 
 @pytest.mark.parametrize("name", BREAKS)
-def test_a_change_that_disturbs_a_device_or_reader_is_told_with_the_reason(name: str) -> None:
+def test_a_change_that_disturbs_a_device_or_reader_is_reported_with_the_reason(name: str) -> None:
     found = diff_contracts(OLD, BREAKS[name])
     assert not found.is_compatible
     assert any(change.why for change in found.changes)

@@ -12,7 +12,17 @@ from pipelines.contracts.arrow import row_schema, table_schema
 from pipelines.contracts.odcs import load_odcs, to_odcs
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError
-from schemas.contract import LIST_TYPES, NAMES, VECTOR_TYPES, Column, ColumnType, Contract, QualityRule, builtin_contract
+from schemas.contract import (
+    LIST_TYPES,
+    NAMES,
+    STRUCT_TYPES,
+    VECTOR_TYPES,
+    Column,
+    ColumnType,
+    Contract,
+    QualityRule,
+    builtin_contract,
+)
 from tests.fakes.run_core import RunCore
 
 ROOT = Path(__file__).parents[3]
@@ -49,7 +59,7 @@ def a_column(type_: ColumnType) -> Column:
         name,
         type_,
         length=4 if type_ in VECTOR_TYPES else None,
-        fields=inner if type_ is ColumnType.STRUCT else (),
+        fields=inner if type_ in STRUCT_TYPES else (),
         zone="Europe/Berlin" if type_ is ColumnType.TIMESTAMP else "",
         max_length=9 if type_ in LIST_TYPES else None,
     )
@@ -89,7 +99,7 @@ def test_what_is_outside_the_subset_is_refused_with_file_and_line(tmp_path: Path
     assert words in str(caught.value)
 
 
-def test_the_registry_gives_the_newest_version_or_the_one_asked_for(tmp_path: Path) -> None:
+def test_the_registry_gives_the_newest_version_or_the_one_requested(tmp_path: Path) -> None:
     text = EXAMPLE.read_text()
     for version in ("1.0.0", "1.2.0", "1.10.0"):
         (tmp_path / f"{version}.odcs.yaml").write_text(text.replace("version: 1.0.0", f"version: {version}"))

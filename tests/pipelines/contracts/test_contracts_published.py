@@ -89,7 +89,7 @@ def test_a_row_is_valid_by_the_json_schema_exactly_if_the_core_accepts_it(row: d
     assert bool(found) == bool(errors), (row, found, errors)
 
 
-def test_a_required_payload_is_asked_for() -> None:
+def test_a_required_payload_is_requested() -> None:
     schema = json_schema(Contract("photo", "1.0.0", (), payload=PayloadSpec(("image/png",), 10)))
     validator = Draft202012Validator(schema)
     assert not validator.is_valid({})

@@ -1,5 +1,6 @@
 """A contract's retention is not enforced yet: every process that could says so when it starts."""
 
+import signal
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -10,6 +11,7 @@ from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from catchment.runtime.clock import SystemClock
+from pipelines.commands import supervisor
 from pipelines.commands.maintenance import maintain
 from pipelines.commands.root import app
 from pipelines.config import CoreConfig, RunConfig
@@ -45,7 +47,7 @@ def test_the_run_loop_says_at_its_start_which_retention_nothing_enforces(folder:
 
 
 def test_maintenance_says_so_too(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     with capture_logs() as logs:
         maintain(tmp_path / "core.toml")
     assert [days["trip"] for days in warned(logs)] == [7]
@@ -53,7 +55,7 @@ def test_maintenance_says_so_too(folder: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_up_says_so_too(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.commands.supervisor.supervise", lambda *_arguments, **_named: 0)
+    monkeypatch.setattr(supervisor, "supervise", lambda *_arguments, **_named: 0)
     with capture_logs() as logs:
         done = CliRunner().invoke(app, ["up", "-c", str(tmp_path / "core.toml")])
     assert done.exit_code == 0, done.output

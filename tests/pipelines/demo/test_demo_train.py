@@ -12,7 +12,7 @@ def pictures(seed: int, count: int) -> list[tuple[bytes, str]]:
     return [(scenes.jpeg(frame.pixels), frame.label) for frame in frames]
 
 
-def test_the_model_tells_defects_on_frames_it_never_saw() -> None:
+def test_the_model_finds_defects_on_frames_it_never_saw() -> None:
     model = train(pictures(1, 120))
     session = onnxruntime.InferenceSession(model.onnx, providers=["CPUExecutionProvider"])
     assert session.get_modelmeta().custom_metadata_map["labels"] == "defect,good"

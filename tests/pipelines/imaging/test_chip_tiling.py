@@ -106,7 +106,7 @@ def test_chips_lie_row_by_row_a_stride_apart_and_are_cut_at_the_edge_alone(grid:
         assert grid.window(index) == TileWindow(x, y, width, height)
 
 
-def test_a_grid_overlaps_by_nothing_unless_it_is_said() -> None:
+def test_a_grid_overlaps_by_nothing_unless_an_overlap_is_set() -> None:
     assert Grid(10, 10, 5) == Grid(10, 10, 5, 0)
     assert Grid(1, 1, 1).window(0) == TileWindow(0, 0, 1, 1)
 

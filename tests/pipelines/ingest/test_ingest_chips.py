@@ -275,7 +275,7 @@ def test_the_run_loop_of_a_command_leaves_slides_to_the_loop_that_is_at_work(
 
 
 @pytest.mark.slow
-def test_committed_slides_are_cut_by_a_new_spec_once_however_often_it_is_asked_for(
+def test_committed_slides_are_cut_by_a_new_spec_once_however_often_it_is_requested(
     core: Core, slides: Callable[..., Any], tmp_path: Path, run_core: RunCore
 ) -> None:
     core.config = with_specs(core, ChipSpec("s256", 256))

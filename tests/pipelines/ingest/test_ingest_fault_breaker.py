@@ -6,6 +6,7 @@ import pytest
 
 from pipelines.config import CoreConfig, RunConfig
 from pipelines.errors import FaultError
+from pipelines.ingest import settle
 from pipelines.ingest.fault_breaker import FaultBreaker, FaultsOfRun, FaultStreak, is_systemic, read_faults, streak_after
 from pipelines.lake.lake import lake_at
 from pipelines.maintenance.vacuum import Keep, Vacuum
@@ -27,7 +28,7 @@ def test_a_fault_with_every_message_holds_the_run_back_until_it_is_mended(
     core.landing.seal([envelope(10 * at, 10, device=f"car-{at % 3}") for at in range(1, 13)])
     loop = core.loop()
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.ingest.settle.write_group", broken)
+        patch.setattr(settle, "write_group", broken)
         for _ in range(2):
             with pytest.raises(FaultError, match=r"run 2 is paused: 12 of its 12 messages .*TypeError: a fault of ours"):
                 loop.step()
@@ -51,7 +52,7 @@ def test_faults_in_a_row_are_counted_over_runs_and_over_starts(
     core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core.config = CoreConfig(lake=str(core.root), run=RunConfig(fault_breaker_count=3))
-    monkeypatch.setattr("pipelines.ingest.settle.write_group", broken)
+    monkeypatch.setattr(settle, "write_group", broken)
     for at in range(2):
         core.landing.seal([envelope(10 * at, 10, device=f"car-{at}")])
         core.run()
@@ -68,7 +69,7 @@ def test_with_a_share_of_none_whatever_meets_a_fault_is_quarantined_and_the_loop
     core.config = CoreConfig(lake=str(core.root), run=RunConfig(fault_breaker_share=0))
     core.landing.seal([envelope(at * 10, 10) for at in range(12)])
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.ingest.settle.write_group", broken)
+        patch.setattr(settle, "write_group", broken)
         core.run()
     core.landing.seal([envelope(200, 10)])
     loop = core.run()

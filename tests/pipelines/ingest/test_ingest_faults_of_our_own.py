@@ -12,11 +12,15 @@ import psutil
 import pyarrow as pa
 import pytest
 
+from catchment.runtime.clock import SystemClock
 from pipelines.config import CoreConfig, RunConfig
 from pipelines.errors import ConfigError, FaultError, RetryLaterError
+from pipelines.ingest import run as ingest_run
+from pipelines.ingest import settle
 from pipelines.ingest.loop import RuleBook, RunLoop
 from pipelines.ingest.loop_process import MAX_FAULTS, MAX_TRIES, RetryBudget
 from pipelines.ingest.run import admit_plan, works
+from pipelines.ingest.settle import Settler
 from pipelines.ingest.tabulate import write_group
 from pipelines.ingest.work import Limits
 from pipelines.ingest.workers import WorkerPool
@@ -45,7 +49,7 @@ def test_a_fault_of_our_own_costs_only_the_samples_it_is_met_with(
     core.landing.seal([envelope(0, 10), envelope(10, 10, device="car-2"), envelope(20, 10, device="car-2")])
     core.landing.seal([envelope(10, 10)])
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.ingest.settle.write_group", broken)
+        patch.setattr(settle, "write_group", broken)
         loop = core.run()
     assert sorted((row["device"], row["seq"]) for row in core.rows(STREAM)) == [
         *(("car-1", seq) for seq in range(20)),
@@ -68,7 +72,7 @@ def test_a_fault_that_only_two_envelopes_together_cause_refuses_neither(
         return before(groups, target)
 
     core.landing.seal([envelope(0, 10), envelope(10, 10)])
-    monkeypatch.setattr("pipelines.ingest.settle.write_group", broken)
+    monkeypatch.setattr(settle, "write_group", broken)
     core.run()
     assert len(core.rows(STREAM)) == 20
     assert core.rows("quarantine") == []
@@ -84,7 +88,7 @@ def test_a_fault_outside_all_samples_says_so_and_commits_nothing(
 
     loop = core.loop()
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.ingest.settle.Settler.finish", broken)
+        patch.setattr(Settler, "finish", broken)
         with pytest.raises(FaultError, match=r"TypeError: a fault of ours.*nothing was committed") as caught:
             loop.step()
         report = Path(str(caught.value).rsplit(" ", 1)[1])
@@ -102,7 +106,7 @@ def _full(*_arguments: Any) -> None:
 def test_a_full_disk_in_a_worker_is_waited_out(core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch) -> None:
     core.landing.seal([envelope(0, 10)])
 
-    monkeypatch.setattr("pipelines.ingest.settle.write_group", _full)
+    monkeypatch.setattr(settle, "write_group", _full)
     with pytest.raises(RetryLaterError, match="No space left"):
         core.loop().step()
 
@@ -113,7 +117,7 @@ def test_a_full_disk_under_the_loop_itself_is_waited_out_too(
     core.landing.seal([envelope(0, 10)])
     loop = core.loop()
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.ingest.run.write_ledger", _full)
+        patch.setattr(ingest_run, "write_ledger", _full)
         with pytest.raises(RetryLaterError, match=r"No space left.*is there room"):
             loop.step()
     assert loop.step()
@@ -142,7 +146,7 @@ def worker_pool() -> Any:
 
 def items(core: Core, **limits: int) -> Any:
     loop = core.loop()
-    plan = present(loop._next_plan())
+    plan = present(loop.next_plan())
     return works(lake_at(core.root), plan, admit_plan(lake_at(core.root), plan, Ledger()), Limits(1 << 28, 1 << 26, **limits))
 
 
@@ -281,7 +285,7 @@ def test_new_rules_hold_from_the_next_run_on_and_broken_ones_do_not(core: Core, 
     file = policies / "driving.yaml"
     file.write_text(POLICY.format(id="driving", bound=5))
     core.config = CoreConfig(lake=str(core.root), policies=str(policies))
-    loop = RunLoop(core.config, core.mailbox, core.loop()._clock, Engine())
+    loop = RunLoop(core.config, core.mailbox, SystemClock(), Engine())
 
     def tagged(first: int) -> int:
         core.landing.seal([envelope(first, 10)])

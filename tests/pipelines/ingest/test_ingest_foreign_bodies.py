@@ -12,6 +12,8 @@ from deltalake import DeltaTable
 
 from pipelines.contracts.check import conform
 from pipelines.contracts.json_rows import JsonBodyError, rows_from_json
+from pipelines.ingest import loop as ingest_loop
+from pipelines.ingest import quarantine as ingest_quarantine
 from pipelines.ingest.decode import DecodeError, arrow_rows, plain_body
 from pipelines.ingest.quarantine import Request, write_request
 from pipelines.ingest.work import Limits
@@ -87,7 +89,7 @@ def test_a_key_given_twice_inside_an_object_refuses_the_row(contract_with: Calla
         (b"\xef\xbb\xbf{}", r"begins with '\\ufeff"),
     ],
 )
-def test_why_a_body_is_no_json_is_told_in_words_for_its_sender(
+def test_why_a_body_is_no_json_is_reported_in_words_for_its_sender(
     contract_with: Callable[..., Any], body: bytes, words: str
 ) -> None:
     with pytest.raises(JsonBodyError, match=words):
@@ -128,8 +130,8 @@ def test_properties_that_are_not_ours_may_be_long_and_stand_twice() -> None:
 def test_what_is_refused_is_written_before_it_fills_the_memory_and_is_replayed_from_every_file(
     core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.ingest.loop.Limits", partial(Limits, flush_bytes=20_000))
-    monkeypatch.setattr("pipelines.ingest.quarantine.MAX_BYTES", 50_000)
+    monkeypatch.setattr(ingest_loop, "Limits", partial(Limits, flush_bytes=20_000))
+    monkeypatch.setattr(ingest_quarantine, "MAX_BYTES", 50_000)
     body = json.dumps([{"speed_mps": 1, "vin": "x" * 9_000}] * 3).encode()
     core.landing.seal([envelope(3 * n, 3, device=f"car-{n}", content_type=JSON, body=body) for n in range(6)])
     loop = core.run()

@@ -36,6 +36,13 @@ schema:
     properties:
     - {name: lat, logicalType: number, required: true, logicalTypeOptions: {minimum: -90, maximum: 90}}
     - {name: lon, logicalType: number}
+  - name: boxes
+    logicalType: array
+    items:
+      logicalType: object
+      properties:
+      - {name: label, logicalType: string, required: true}
+      - {name: corners, logicalType: array, items: {logicalType: number}}
 """
 POLICY = """
 id: persons
@@ -115,7 +122,7 @@ def test_a_policy_over_its_budget_is_suspended_and_the_run_commits_every_row(
         made.append(SandboxedTagger.compile(decoded, contract, Budget(start_ms=1_000, us_per_row=0)))
         return made[-1]
 
-    monkeypatch.setattr(tabulate, "_tagger", tagger)
+    monkeypatch.setattr(tabulate, "kept_tagger", tagger)
     text = "".join(random.Random(1).choices("ab", k=200_000))
     rows = [{"event_time": "2026-09-01T00:00:00Z", "labels": labels} for labels in ([text], ["person"])]
     for first in (0, 2):
@@ -126,3 +133,17 @@ def test_a_policy_over_its_budget_is_suspended_and_the_run_commits_every_row(
     assert [list(each.suspended) for each in made] == [[name_of(policy) for policy, _ in each.risky] for each in made]
     for each in made:
         each.close()
+
+
+def test_boxes_are_checked_tagged_and_kept_object_by_object(nested: Core, envelope: MakeEnvelope, tmp_path: Path) -> None:
+    rule = "  - {tag: two_cars, when: \"count_items(boxes, item.label = 'car' AND list_length(item.corners) = 4) = 2\"}\n"
+    (tmp_path / "policies" / "persons.yaml").write_text(POLICY + rule)
+    car: dict[str, Any] = {"label": "car", "corners": [0.0, 0.5, 4.0, 4.5]}
+    rows = [{"boxes": [car, car, {"label": "person"}]}, {"boxes": [car, {"label": "car"}]}, {"boxes": [{"corners": [1.0]}]}, {}]
+    body = json.dumps([{"event_time": "2026-09-01T00:00:00Z", **row} for row in rows]).encode()
+    nested.landing.seal([envelope(0, len(rows), stream="detections", body=body, content_type="application/json")])
+    nested.run()
+    kept = nested.rows("streams/detections")
+    assert [row["tags"] for row in kept] == [["two_cars"], [], []]
+    assert kept[0]["boxes"] == [car, car, {"label": "person", "corners": None}]
+    assert [row["reason"] for row in nested.rows("quarantine")] == ["boxes[].label: required, but null"]

@@ -15,6 +15,7 @@ from catchment.runtime.clock import SystemClock
 from pipelines.bridge.rows import LandingRow
 from pipelines.config import CoreConfig, RemoteConfig
 from pipelines.errors import ConfigError, ConflictError, RefusedError, RetryLaterError
+from pipelines.ingest import plan as ingest_plan
 from pipelines.ingest.loop import RunLoop, load_state, only_loop
 from pipelines.ingest.plan import find_segments, make_plan, write_plan
 from pipelines.lake.lake import lake_at
@@ -299,7 +300,7 @@ def test_workers_that_share_nothing_with_the_loop_but_the_bucket_settle_its_item
 ) -> None:
     from distributed import LocalCluster
 
-    monkeypatch.setattr("pipelines.ingest.plan.ITEM_BYTES", 1)
+    monkeypatch.setattr(ingest_plan, "ITEM_BYTES", 1)
     afield = tmp_path / "worker"
     for number in range(4):
         core.landing.seal([envelope(number * 10, 10), envelope(number * 10, 5, body=b"garbage", device="car-2")])

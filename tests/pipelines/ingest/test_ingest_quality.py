@@ -70,7 +70,7 @@ def drive(core: Core, envelope: MakeEnvelope, tmp_path: Path) -> Drive:
     return Drive(core, run)
 
 
-def test_every_run_is_kept_once_and_drift_is_told_by_column(drive: Drive, tmp_path: Path) -> None:
+def test_every_run_is_kept_once_and_drift_is_reported_by_column(drive: Drive, tmp_path: Path) -> None:
     for number in range(3):
         drive.run(number, 20.0)
     contract = ContractSet.load(str(tmp_path / "contracts")).get("drive", None)
@@ -140,5 +140,5 @@ def test_the_index_is_nought_for_equal_spreads_and_grows_with_the_distance() -> 
     assert drift({}, same, is_numeric=True) is None
 
 
-def test_a_bin_is_told_as_numbers() -> None:
+def test_a_bin_is_reported_as_numbers() -> None:
     assert (bounds_of("0"), bounds_of("5000"), bounds_of("-5004")) == ("0", "1 to 1.19", "-2.38 to -2")

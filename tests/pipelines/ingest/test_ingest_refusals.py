@@ -77,7 +77,7 @@ def test_a_replay_or_a_discard_ends_the_alarm(core: Core, envelope: MakeEnvelope
     assert not loop.ledger.unbalanced()
 
 
-def test_messages_without_a_stream_are_told_to_their_device(core: Core) -> None:
+def test_messages_without_a_stream_are_reported_to_their_device(core: Core) -> None:
     core.landing.seal([LandingRow(1, "refused", "catchment/up/car-1/x", b"?", "car-1", refusal="epoch 'x' must be a number")])
     core.run()
     assert refused(core) == {"": RefusedStream(1, 0, 1, "epoch '…' must be a number")}

@@ -100,7 +100,7 @@ def test_the_same_request_carried_out_twice_does_nothing_the_second_time(room: C
     assert seqs(room) == [0, 1, 2, 3, 4, 10]
 
 
-def test_rows_are_read_by_another_contract_version_if_so_asked(room: Core, tmp_path: Path) -> None:
+def test_rows_are_read_by_another_contract_version_if_requested(room: Core, tmp_path: Path) -> None:
     contract(tmp_path / "contracts", "3.0.0", minimum=-100.0)
     ids = tuple(heads(lake_at(room.root), Where(stage="contract")).column("id").to_pylist())
     write_request(lake_at(room.root), Request("replay", ids, 1, "3.0.0"))

@@ -228,7 +228,7 @@ def test_a_segment_that_rots_after_it_was_planned_is_planned_anew(core: Core, en
     rotten = core.landing.seal([envelope(0, 10)])
     core.landing.seal([envelope(10, 10)])
     loop = core.loop()
-    assert loop._next_plan() is not None
+    assert loop.next_plan() is not None
     body = bytearray(rotten.read_bytes())
     body[len(body) // 2] ^= 1
     rotten.write_bytes(body)

@@ -68,7 +68,7 @@ def test_hashes_of_alike_pictures_are_near_and_of_others_far(draw: Draw) -> None
 
 
 @given(st.binary(max_size=300))
-def test_bytes_that_are_no_picture_are_told_as_such(body: bytes) -> None:
+def test_bytes_that_are_no_picture_are_reported_as_such(body: bytes) -> None:
     for look in (image_facts, exif_facts):
         with pytest.raises(UninspectableError, match="not a picture"):
             look(body)

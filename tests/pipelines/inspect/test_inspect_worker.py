@@ -19,6 +19,7 @@ from pipelines.inspect.run import inspect_rows
 from pipelines.lake.lake import lake_at
 from schemas.contract import ColumnType
 from schemas.policy import InspectStep
+from tests.plant.present import present
 
 CODE = """
 import os, time
@@ -165,10 +166,9 @@ def test_one_that_does_not_load_is_refused(start: Start, function: str) -> None:
 def test_one_that_ended_between_two_samples_costs_neither(start: Start) -> None:
     worker = start("length")
     assert worker.ask(b"ab", {}) == {"n": 2}
-    assert worker._worker is not None  # its end is what is tried
-    assert worker._worker.pid is not None
-    os.kill(worker._worker.pid, signal.SIGKILL)
-    os.waitid(os.P_PID, worker._worker.pid, os.WEXITED | os.WNOWAIT)
+    pid = present(worker.pid)
+    os.kill(pid, signal.SIGKILL)  # its end is what is tried
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert worker.ask(b"abc", {}) == {"n": 3}
     assert worker.kills == 0
 

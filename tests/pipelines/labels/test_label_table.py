@@ -178,7 +178,7 @@ def test_bytes_that_changed_since_and_unknown_sizes_are_counted(shop: Path, tmp_
     assert labels_of(shop)["payload_sha256"].to_list() == [DIGESTS[9]]
 
 
-def label_rows(*said: tuple[int, str, str, str, int]) -> pa.Table:
+def label_rows(*judgements: tuple[int, str, str, str, int]) -> pa.Table:
     """Rows by (seq, author, role, value, minute)."""
     start = datetime(2026, 1, 1, tzinfo=UTC)
     fixed = {"stream": "s", "device": "d", "epoch": 1, "imported_at": start, "supersedes": [], "state": "submitted"}
@@ -193,7 +193,7 @@ def label_rows(*said: tuple[int, str, str, str, int]) -> pa.Table:
             "role": role,
             "made_at": start + timedelta(minutes=minute),
         }
-        for at, (seq, author, role, value, minute) in enumerate(said)
+        for at, (seq, author, role, value, minute) in enumerate(judgements)
     ]
     return pa.Table.from_pylist(rows, SCHEMA)
 
@@ -243,6 +243,7 @@ def test_a_set_takes_its_classes_from_a_task_at_a_pinned_version(shop: Path, tmp
     assert len(values) == 6
     assert sources[-1] == Source("labels/defect", version + 1, 6)
     assert any("1 rows have labels that differ between authors" in note for note in notes)
+    assert f"labels of task defect at version {version + 1} by the rule latest; labelled by ann 6, bob 1" in " ".join(notes)
     spec = parse_spec("id: a\nsources: [{stream: camera_frame}]\nlabel: {task: other}\n")
     with (
         pytest.raises(NotFoundError, match="no labels for task other"),

@@ -122,7 +122,7 @@ def test_a_checkpoint_by_which_the_table_reads_otherwise_is_taken_away_and_nothi
 ) -> None:
     fill(tmp_path, "streams/x", range(1, 31))
     before = {file.name for file in log_files(lake_at(tmp_path), "streams/x")}
-    monkeypatch.setattr(delta_log, "_live_at", lambda *_: frozenset())
+    monkeypatch.setattr(delta_log, "live_files_at", lambda *_: frozenset())
     with pytest.raises(CorruptLakeError, match="reads otherwise"):
         trim_log(lake_at(tmp_path), "streams/x", KeepLog(0, 1, 0), time.time() + 1)
     assert {file.name for file in log_files(lake_at(tmp_path), "streams/x")} == before

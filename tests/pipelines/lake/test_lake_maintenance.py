@@ -9,6 +9,7 @@ import pytest
 from deltalake import DeltaTable
 
 from pipelines.errors import RefusedError
+from pipelines.ingest import run as ingest_run
 from pipelines.ingest.loop import load_state
 from pipelines.lake.compact import compact_all
 from pipelines.lake.lake import lake_at
@@ -79,7 +80,7 @@ def test_the_files_of_the_run_in_hand_are_left_alone(lake: Core, envelope: MakeE
     lake.landing.seal([envelope(40, 10)])
     loop = lake.loop()
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.ingest.run.publish_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(ingest_run, "publish_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             loop.step()
     Vacuum(lake_at(lake.root), NOTHING).sweep()

@@ -270,7 +270,7 @@ def test_a_manifest_that_names_a_file_elsewhere_is_no_manifest(lake: Path, a_set
 
 
 @pytest.mark.parametrize("name", ["../secret", "payload/../../other/secret", "/etc/passwd", "s3://other/x", "a//b"])
-def test_a_reference_that_leads_out_of_a_bucket_s_lake_is_refused_before_it_is_asked_for(
+def test_a_reference_that_leads_out_of_a_bucket_s_lake_is_refused_before_it_is_requested(
     core: RemoteCore,  # noqa: F811  # the fixture
     name: str,
 ) -> None:

@@ -68,7 +68,7 @@ def test_a_wrong_offset_is_noticed_and_the_row_is_read_the_slow_way(tmp_path: Pa
     assert read_payload(lake_at(tmp_path), "a.parquet", shard.offsets[1].as_py() + 1, 5, 1) == b"three"
 
 
-def test_a_missing_a_cut_and_a_foreign_file_are_told_apart_from_data(tmp_path: Path) -> None:
+def test_a_missing_a_cut_and_a_foreign_file_are_distinguished_from_data(tmp_path: Path) -> None:
     with pytest.raises(CorruptLakeError, match="cannot be opened"):
         read_payload(lake_at(tmp_path), "absent.parquet", 4, 1, 0)
     (tmp_path / "cut.parquet").write_bytes(b"PAR1")

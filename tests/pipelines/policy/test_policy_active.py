@@ -147,6 +147,6 @@ def test_a_policy_whose_example_fails_is_not_put_in_force(commit_rows: Commit, t
     assert history(lake_at(root)) == ()
 
 
-def test_a_lake_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_lake_that_is_not_there_is_reported(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="no such lake"):
         run("active", "--lake", str(tmp_path / "none"))

@@ -85,11 +85,11 @@ def test_a_process_that_dies_of_itself_suspends_the_policy_it_was_at(taggers: li
 ORPHAN = """
 import random, sys
 import pyarrow as pa
-from pipelines.policy.guard import _Worker
+from pipelines.policy.guard import RuleWorker
 from schemas.contract import decode_contract
 from schemas.policy import Policy, Rule
 slow = Policy("slow", ("probe",), (Rule("slow", sys.argv[1]),))
-worker = _Worker([slow], decode_contract(sys.argv[2].encode()))
+worker = RuleWorker([slow], decode_contract(sys.argv[2].encode()))
 print(worker._process.pid, flush=True)
 table = pa.table({"s": ["".join(random.Random(1).choices("ab", k=4_000_000))], "x": [1.0]})
 worker.ask(0, table, 600)
@@ -142,7 +142,7 @@ def test_a_process_that_somebody_else_ended_is_no_reason_to_keep_a_suspension(
         def kill(self) -> None:
             pass
 
-    monkeypatch.setattr(guard, "_Worker", Ended)
+    monkeypatch.setattr(guard, "RuleWorker", Ended)
     tagger = SandboxedTagger.compile([WORDS], CONTRACT, book=SuspensionBook(lake_at(tmp_path)))
     assert tagger.tag(rows("E1"))[0].to_pylist() == [["error"]]
     assert SuspensionBook(lake_at(tmp_path)).in_force([WORDS]) == ()

@@ -204,7 +204,7 @@ def test_comments_are_read_over_and_never_passed_on() -> None:
     assert verdict("/* hint */ count > 1", count=2) is True
 
 
-def test_a_rule_that_does_not_compile_is_told_with_the_line_of_the_file_and_of_the_expression(tmp_path: Path) -> None:
+def test_a_rule_that_does_not_compile_is_reported_with_the_line_of_the_file_and_of_the_expression(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_text(
         "id: p\nstreams: [vehicle_telemetry]\nrules:\n  - {tag: a, when: speed_mps > 1}\n  - tag: b\n    when: |\n"

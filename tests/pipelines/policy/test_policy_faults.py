@@ -29,7 +29,7 @@ S, F = ["7", "x", None, "1e999", "-1.5"], [True, False, None, True, False]
         ("NOT (sqrt(a / b) > 2) IS NULL", [0, 1, 0, 1, 0]),
     ],
 )
-def test_rows_in_which_a_part_failed_are_told_on_both_engines(text: str, failed: list[int]) -> None:
+def test_rows_in_which_a_part_failed_are_reported_on_both_engines(text: str, failed: list[int]) -> None:
     errors = compile_expression(text, COLUMNS).errors()
     assert errors is not None
     frame = pl.DataFrame({"a": A, "b": B, "s": S, "f": F})

@@ -108,7 +108,7 @@ THEIRS = [
 ]  # fmt: skip
 
 
-def test_policies_of_spectrum_discover_are_taken_over_and_the_rest_is_told() -> None:
+def test_policies_of_spectrum_discover_are_taken_over_and_the_rest_is_reported() -> None:
     found = import_policies(json.dumps(THEIRS).encode(), "camera_frame", {"user": "camera", "size": "width"})
     first, second = found.policies
     assert [rule.tag for rule in first.rules] == ["project_name:apollo-11", "tag5:val5"]
@@ -135,7 +135,7 @@ def test_the_command_writes_files_that_check_accepts(tmp_path: Path) -> None:
     assert "left as it is" in CliRunner().invoke(policy_app, arguments).output
 
 
-def test_a_column_that_we_do_not_have_is_told_when_it_is_written(tmp_path: Path) -> None:
+def test_a_column_that_we_do_not_have_is_reported_when_it_is_written(tmp_path: Path) -> None:
     source = tmp_path / "theirs.json"
     source.write_text(json.dumps(THEIRS[0]))
     result = CliRunner().invoke(policy_app, ["import", str(source), "-s", "camera_frame", "-o", str(tmp_path)])
@@ -157,7 +157,7 @@ policies = st.fixed_dictionaries(
 
 
 @given(json_values | policies)
-def test_any_json_is_taken_over_or_told_about(document: object) -> None:
+def test_any_json_is_taken_over_or_reported(document: object) -> None:
     try:
         found = import_policies(json.dumps(document).encode(), "camera_frame")
     except ConfigError:

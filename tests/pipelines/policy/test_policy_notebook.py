@@ -69,7 +69,7 @@ def test_a_frame_of_no_known_stream_is_judged_by_its_own_columns() -> None:
     assert tags_of(policy.apply(frame)) == [[], ["hot"]]
 
 
-def test_problems_are_told_before_anything_is_applied() -> None:
+def test_problems_are_reported_before_anything_is_applied() -> None:
     assert Policy.parse(TEXT).check() == []
     assert "gets fast" in Policy.parse(TEXT.replace("tags: [fast]", "tags: []")).check()[0]
     assert "sped_mps" in Policy.parse(TEXT.replace("when: speed_mps > 20", "when: sped_mps > 20")).check()[0]
@@ -101,7 +101,7 @@ def test_pictures_in_a_frame_are_inspected() -> None:
     assert tags_of(Policy.parse(text).apply(frame)) == [["broken"]]
 
 
-def test_the_package_loads_no_more_than_before_until_the_notebook_s_class_is_asked_for() -> None:
+def test_the_package_loads_no_more_than_before_until_the_notebook_s_class_is_requested() -> None:
     code = "import sys, pipelines.policy; assert 'polars' not in sys.modules; from pipelines.policy import Policy; Policy.load"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

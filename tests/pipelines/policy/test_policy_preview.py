@@ -160,7 +160,7 @@ def test_the_commands_show_a_preview_and_explain_a_sample(commit_rows: Commit, t
     assert why["rules"][0]["parts"]["speed_mps"] == pytest.approx(row["speed_mps"])
 
 
-def test_a_sample_that_is_not_there_or_badly_named_is_told(commit_rows: Commit) -> None:
+def test_a_sample_that_is_not_there_or_badly_named_is_reported(commit_rows: Commit) -> None:
     root = commit_rows(1, 10)
     with pytest.raises(NotFoundError, match="no sample"):
         sample_row(lake_at(root), STREAM, "car-1/7/99")
@@ -205,7 +205,7 @@ def test_a_preview_refuses_a_policy_that_takes_more_than_its_budget(commit_rows:
     def late(*_: object) -> None:
         raise guard.WorkerDiedError("the policy took more than its budget", is_late=True)
 
-    monkeypatch.setattr(guard, "_Worker", late)
+    monkeypatch.setattr(guard, "RuleWorker", late)
     slow = Policy("slow", (STREAM,), (Rule("car", "matches(device, 'car')"),))
     with pytest.raises(RefusedError, match=r"policy slow@.*took more than its budget; correct or withdraw it"):
         made_preview(LakeSite.open(None, commit_rows(1, 10)), slow, STREAM, None)

@@ -283,7 +283,7 @@ def test_new_columns_of_another_length_are_refused_and_leave_nothing_behind(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["t"]
 
 
-def test_a_file_cut_short_is_told_as_such(tmp_path: Path) -> None:
+def test_a_file_cut_short_is_reported_as_such(tmp_path: Path) -> None:
     source = tmp_path / "a.parquet"
     source.write_bytes(b"PAR1 no footer")
     with pytest.raises(CorruptLakeError, match="restore"):

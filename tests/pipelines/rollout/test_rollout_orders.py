@@ -57,7 +57,9 @@ def retained(broker: RunningBroker, device: str) -> list[int]:
     return [model.version for model in decode_body(order, DesiredModels).models]
 
 
-def test_a_cohort_of_nobody_is_said_and_refused_unless_forced(core_config: CoreConfig, tmp_path: Path, run_core: RunCore) -> None:
+def test_a_cohort_of_nobody_is_named_and_refused_unless_forced(
+    core_config: CoreConfig, tmp_path: Path, run_core: RunCore
+) -> None:
     start = ("rollout", "start", "bright", "-c", str(tmp_path / "core.toml"))
     refused = run_core(*start, "--cohort", "0.01%")
     assert refused.code == 3

@@ -85,7 +85,7 @@ def test_of_several_rollouts_the_one_issued_last_decides() -> None:
 @pytest.mark.parametrize(
     "path", ["../core.toml", "metadata/../../keys/root-1.pem", "rollouts/r.json", "/etc/passwd", ".lock", "targets/.lock"]
 )
-def test_nothing_outside_the_repository_can_be_asked_for(tmp_path: Path, path: str) -> None:
+def test_nothing_outside_the_repository_can_be_requested(tmp_path: Path, path: str) -> None:
     core = fake.Core(tmp_path)
     found = answer(core.folder, json.dumps({"path": path, "offset": 0, "length": 10}).encode())
     assert (found.status, found.body) == ("refused", b"")

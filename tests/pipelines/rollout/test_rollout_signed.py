@@ -129,7 +129,7 @@ def test_a_halted_rollout_is_an_order_of_no_model(served: ServedDevice, tmp_path
     assert device.take(served.messages[0]) is None
 
 
-def test_the_server_tells_once_that_a_device_does_not_follow(served: ServedDevice) -> None:
+def test_the_server_logs_once_that_a_device_does_not_follow(served: ServedDevice) -> None:
     report = Reported("line-3", 1, "0", documents=(DocumentReport("desired", 5, 1, "signed by no key that this device trusts"),))
     with structlog.testing.capture_logs() as logs:
         for _ in range(3):

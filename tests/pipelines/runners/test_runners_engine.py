@@ -99,7 +99,7 @@ def test_a_runner_without_its_address_says_what_to_give() -> None:
         Engine("portable").beam_options()
 
 
-def test_dask_takes_one_work_item_to_a_task_unless_told_otherwise() -> None:
+def test_dask_takes_one_work_item_to_a_task_unless_configured() -> None:
     assert "--dask_partition_size=1" in Engine("dask", ("--dask_client_address=tcp://h:1",)).beam_options()
     given = ("--dask_client_address=tcp://h:1", "--dask_npartitions", "3")
     assert Engine("dask", given).beam_options() == list(given)

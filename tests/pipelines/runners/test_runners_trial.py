@@ -32,7 +32,7 @@ WAIT_S = 60.0
         ("grpc: Connection reset by peer", ""),
     ],
 )
-def test_what_no_trying_again_mends_is_told_from_what_may_pass(text: str, hint: str) -> None:
+def test_what_no_trying_again_mends_is_distinguished_from_what_may_pass(text: str, hint: str) -> None:
     found = remedy(text)
     assert (hint in found) if hint else found == ""
     error = RuntimeError("job failed")

@@ -7,8 +7,10 @@ import pickle
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -18,6 +20,7 @@ from PIL import Image
 
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.training.batches import BatchOptions, Int64s, SetBatches, decode_image
+from pipelines.training.manifest import encode_manifest, load_manifest
 from pipelines.training.open import open_set
 from pipelines.training.order import EpochOrder, EpochState, Tail
 from pipelines.training.permutation import Permutation
@@ -33,6 +36,17 @@ class Numbers:
 
     def chunks(self, indexes: Int64s) -> Iterator[list[Sample]]:
         yield [Sample(index, None, self) for index in indexes.tolist()]
+
+    has_payload = False
+
+    def payloads(self, indexes: Int64s) -> list[bytes]:
+        raise AssertionError(f"no payloads of {indexes} here")
+
+    def mark_compared(self, indexes: Int64s) -> None:
+        """They are not compared with anything."""
+
+    def trusted(self) -> "Numbers":
+        return self
 
     def names(self, indexes: Int64s) -> dict[str, np.ndarray]:
         return {"index": indexes}
@@ -174,3 +188,71 @@ def test_a_state_of_the_release_before_is_of_the_same_set(lake: Path) -> None:
     path.write_bytes(body)
     state = EpochState(hashlib.sha256(body).hexdigest()[:16], "train", 3, 0, 200)
     assert sum(len(batch["index"]) for batch in open_set(folder).numpy(16, epoch=state)) == 39
+
+
+def test_batches_for_compiled_functions_are_arrays_of_one_shape_without_end(lake: Path) -> None:
+    split = open_set(built(lake, split=ALL))
+    batches = list(islice(split.jax(100, seed=1, columns=["brightness", "label"]), 5))
+    assert [sorted(batch) for batch in batches] == [["brightness", "index"]] * 5
+    assert {batch["brightness"].shape for batch in batches} == {(100,)}
+    assert batches[0]["index"].tolist() != batches[2]["index"].tolist()
+    with pytest.raises(RefusedError, match="a batch of 500 is more than there is"):
+        split.jax(500)
+
+
+def test_rows_go_to_every_table_that_people_use(lake: Path) -> None:
+    split = open_set(built(lake, split=ALL)).filter("brightness > 10")
+    wanted = split.to_arrow(["brightness", "label"])
+    assert split.to_polars(["brightness", "label"]).to_arrow()["brightness"].to_pylist() == wanted["brightness"].to_pylist()
+    assert split.to_pandas(["brightness"])["brightness"].tolist() == wanted["brightness"].to_pylist()
+    relation = split.to_duckdb(["brightness"])
+    assert relation.aggregate("count(*), min(brightness)").fetchall() == [(len(split), 20.0)]
+    with pytest.raises(RefusedError, match="no column nothing"):
+        split.to_arrow(["nothing"])
+
+
+@pytest.mark.parametrize(("check", "compared"), [(1.0, 239), (0.25, 60), (0.001, 1)])
+def test_a_share_of_the_reads_is_compared(lake: Path, check: float, compared: int) -> None:
+    folder = built(lake, split=ALL)
+    for index in range(239):
+        if open_set(folder, check="never")[index].payload:
+            rot(folder, index)
+    batches = open_set(folder, check=check).numpy(239, on_bad="skip")
+    assert len(batches[0]["index"]) == 239 - batches.skipped
+    assert abs(batches.skipped - compared) <= 6
+
+
+@pytest.mark.parametrize("check", [0.0, -1, 1.5, "sometimes", "share"])
+def test_a_rule_that_cannot_be_is_refused(lake: Path, check: str | float) -> None:
+    with pytest.raises(RefusedError, match="check: "):
+        open_set(built(lake), check=check)
+
+
+def test_five_thousand_shards_are_each_opened_once(lake: Path) -> None:
+    """Whatever the process had as a limit of open files before."""
+    folder = built(lake, "seq < 2", split=ALL)
+    many, opens = folder.parent / "many", Counter[str]()
+    _multiply(folder, many, 5_000)
+    split = open_set(many, check="never")
+    sys.addaudithook(lambda event, values: opens.update([str(values[0])]) if event == "open" else None)
+    for epoch in range(2):
+        assert sum(1 for _ in split.shuffled(1, epoch)) == len(split)
+    shards = [count for name, count in opens.items() if name.endswith(".parquet") and "/" not in name]
+    assert (len(shards), max(shards)) == (5_000, 1)
+
+
+def _multiply(folder: Path, target: Path, count: int) -> None:
+    """A set of so many shards, all of them hard links to the one of a set."""
+    manifest = load_manifest(folder / "manifest.json")
+    shard, index = manifest.shards[0], manifest.indexes[0]
+    target.mkdir()
+    entries = tuple(msgspec.structs.replace(shard, path=f"train-{number:05d}.parquet") for number in range(count))
+    for entry in entries:
+        (target / entry.path).hardlink_to(folder / shard.path)
+    rows = pa.ipc.open_file(str(folder / index.path)).read_all()
+    whole = pa.concat_tables([rows] * count).combine_chunks()
+    with pa.OSFile(str(target / index.path), "wb") as sink, pa.ipc.new_file(sink, whole.schema) as writer:
+        writer.write_table(whole)
+    size = (target / index.path).stat().st_size
+    grown = msgspec.structs.replace(manifest, shards=entries, indexes=(msgspec.structs.replace(index, bytes=size),))
+    (target / "manifest.json").write_bytes(encode_manifest(grown))

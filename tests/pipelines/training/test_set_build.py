@@ -256,7 +256,7 @@ def test_the_card_shows_pictures_and_escapes_what_came_from_outside(lake: Path) 
     assert "&lt;script&gt;" in card
 
 
-def test_a_set_tells_what_it_is(lake: Path) -> None:
+def test_a_set_has_a_readable_summary(lake: Path) -> None:
     split = open_set(built(lake))
     assert "frames 1 train" in repr(split)
     assert "<table>" in split._repr_html_()
@@ -375,7 +375,7 @@ def test_a_rotten_payload_is_named_at_its_first_read_not_handed_over(lake: Path)
     assert open_set(folder)[index + 1].payload
 
 
-def test_a_payload_is_compared_once_unless_always_is_asked_for(lake: Path) -> None:
+def test_a_payload_is_compared_once_unless_always_is_configured(lake: Path) -> None:
     folder = built(lake)
     split, strict = open_set(folder), open_set(folder, check="always")
     for samples in (split, strict):

@@ -1,5 +1,6 @@
 """Builds in parts and on workers: the same bytes as in one piece, after any death, and with bounded memory."""
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
-from deltalake import write_deltalake
+from deltalake import DeltaTable, write_deltalake
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +26,7 @@ from pipelines.training.building.shard_plan import plan_shards
 from pipelines.training.building.versions import Terms, build_version
 from pipelines.training.grouping import GroupTable
 from pipelines.training.manifest import Manifest
+from pipelines.training.open import open_set
 from pipelines.training.shards import Progress, ShardLimits
 from pipelines.training.spec_file import parse_spec
 from pipelines.training.split import shard_bounds
@@ -108,13 +111,14 @@ build_version(lake_at(Path(sys.argv[1])), wish, Terms(Engine(), reassign=True, p
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_build_that_is_killed_anywhere_goes_on_to_the_same_bytes(roads: Path, tmp_path: Path) -> None:
     text = SPEC.replace("max_rows: 300", "max_rows: 40")
     (tmp_path / "spec.yaml").write_text(text)
     wanted = files_of(build(roads, text, part_rows=1))
     home = roads / "sets/drives"
     seen: set[str] = set()
-    for number in range(12):
+    for number in range(6):
         command = [sys.executable, "-c", KILLED, str(roads), str(tmp_path / "spec.yaml")]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
@@ -154,6 +158,55 @@ def test_work_that_follows_from_other_rows_is_removed_by_the_next_build(roads: P
     (left / "part-000000.json").write_text("{}")
     build(roads)
     assert [path.name for path in (roads / "sets/drives").iterdir()] == ["1"]
+
+
+def grown(root: Path, device: str) -> None:
+    """A device appears with as many rows as cam-0 has."""
+    table = DeltaTable(root / "streams/camera_frame")
+    rows = table.to_pyarrow_table().filter(pc.field("device") == "cam-0")
+    at = rows.schema.get_field_index("device")
+    write_deltalake(table, rows.set_column(at, "device", pa.array([device] * len(rows), pa.string())), mode="append")
+
+
+@pytest.mark.parametrize("with_payload", [True, False])
+def test_a_new_version_shares_the_shards_that_it_holds_unchanged(lake: Path, with_payload: bool) -> None:
+    options = BuildOptions({"train": 0.5, "test": 0.5}, limits=ShardLimits(max_rows=30), with_payload=with_payload)
+    first = build_set(lake_at(lake), "frames", ("camera_frame",), options=options)
+    grown(lake, "cam-99")
+    second = build_set(lake_at(lake), "frames", ("camera_frame",), options=options)
+    home = lake / "sets/frames"
+    old = {shard.sha256: home / "1" / shard.path for shard in first.shards}
+    same = [shard for shard in second.shards if shard.sha256 in old]
+    assert len(same) >= len(first.shards) - 2
+    assert all((home / "2" / shard.path).samefile(old[shard.sha256]) for shard in same)
+    assert any("are those of the version before" in note for note in second.notes)
+    fresh = build_set(lake_at(lake), "anew", ("camera_frame",), options=options)
+    assert {(tag.split, tag.tag): tag.rows for tag in second.tags}.keys() == {(tag.split, tag.tag) for tag in fresh.tags}
+    assert second.rows == first.rows + (19 if with_payload else 20) == fresh.rows
+    for split in ("train", "test"):
+        samples = open_set(home / "2", split)
+        assert samples.verify() > 0
+        for sample in samples:
+            assert not sample.payload or hashlib.sha256(sample.payload).hexdigest() == sample["payload_sha256"]
+    keys = [key for split in ("train", "test") for key in open_set(home / "2", split).to_arrow(["device", "seq"]).to_pylist()]
+    assert len({(key["device"], key["seq"]) for key in keys}) == second.rows
+
+
+def test_a_shard_of_which_a_row_changed_is_written_again(lake: Path) -> None:
+    options = BuildOptions({"train": 0.5, "test": 0.5}, limits=ShardLimits(max_rows=30))
+    first = build_set(lake_at(lake), "frames", ("camera_frame",), options=options)
+    DeltaTable(lake / "streams/camera_frame").update(predicate="device = 'cam-3' AND seq = 7", updates={"brightness": "99.0"})
+    second = build_set(lake_at(lake), "frames", ("camera_frame",), options=options)
+    values = [
+        row["brightness"]
+        for split in ("train", "test")
+        for row in open_set(lake / "sets/frames/2", split).to_arrow(["device", "seq", "brightness"]).to_pylist()
+        if (row["device"], row["seq"]) == ("cam-3", 7)
+    ]
+    assert values == [99.0]
+    kept = {shard.sha256 for shard in first.shards} & {shard.sha256 for shard in second.shards}
+    assert 0 < len(kept) < len(first.shards)
+    assert second.rows == first.rows
 
 
 def test_progress_counts_the_rows_of_both_graphs(roads: Path) -> None:
@@ -230,6 +283,7 @@ print(json.dumps([manifest.rows, resource.getrusage(resource.RUSAGE_SELF).ru_max
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     peaks = []
     for files in (2, 8):

@@ -50,7 +50,7 @@ def test_a_refusal_is_one_line_and_exit_code_3(
     assert "$CATCHMENT_CONFIG" in run_core("set", "ls").err
 
 
-def test_an_empty_split_is_told(lake: Path) -> None:
+def test_an_empty_split_is_reported(lake: Path) -> None:
     result = RUN.invoke(set_app, ["build", "tiny", "--from", "camera_frame", "--where", "device = 'cam-1'", "--lake", str(lake)])
     assert result.exit_code == 0, result.output
     assert "is empty" in result.output

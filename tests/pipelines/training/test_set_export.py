@@ -253,3 +253,15 @@ def test_the_command_exports_and_lists_what_went_out(lake: Path, run_core: RunCo
 def test_a_format_of_boxes_needs_their_column(lake: Path, form: str, message: str) -> None:
     with pytest.raises(RefusedError, match=message):
         exported(lake, form)
+
+
+def test_litdata_reads_every_payload_of_an_export(lake: Path) -> None:
+    pytest.importorskip("torch", reason=PEERS)
+    litdata = pytest.importorskip("litdata", reason=PEERS)
+    folder, _ = exported(lake, "litdata")
+    for split in HALVES:
+        found: Payloads = {}
+        for row in litdata.StreamingDataset(str(folder / split)):
+            found[row["device"], row["seq"]] = row["payload"]
+            assert json.loads(row["columns"])["seq"] == row["seq"]
+        assert found == payloads(lake, split)

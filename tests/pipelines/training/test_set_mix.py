@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from pipelines.errors import RefusedError
 from pipelines.training.mix import MixedSets, mix_sets, parts_of
-from pipelines.training.open import TrainingSet
+from pipelines.training.open import TrainingSet, open_set
 from pipelines.training.order import EpochOrder, Tail
 from pipelines.training.permutation import Permutation
 from pipelines.training.seeded_orders import WINDOW_SHARDS, BlockPermutation, MixedOrder
-from tests.pipelines.training.test_set_build import built, open_set
+from tests.pipelines.training.test_set_build import built
 
 SEEDS = st.integers(0, 2**63)
 
@@ -115,7 +115,7 @@ def halves(lake: Path) -> tuple[TrainingSet, TrainingSet]:
 
 def test_mixed_batches_carry_the_samples_of_both_sets(halves: tuple[TrainingSet, TrainingSet]) -> None:
     both = mix_sets(halves, [3, 1])
-    seen = Counter()
+    seen: Counter[int] = Counter()
     for batch in both.numpy(50, seed=2, columns=["brightness", "label"]):
         for at, (source, index) in enumerate(zip(batch["source"].tolist(), batch["index"].tolist(), strict=True)):
             row = open_set(halves[source].folder, halves[source].split)[index]

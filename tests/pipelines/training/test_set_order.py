@@ -72,7 +72,7 @@ def test_an_order_is_that_of_the_network_written_out_in_whole_numbers(count: int
     assert order.dtype == np.int64
 
 
-def test_an_order_is_of_the_first_epoch_unless_it_is_said() -> None:
+def test_an_order_is_of_the_first_epoch_unless_another_is_named() -> None:
     assert Permutation(9, 1) == Permutation(9, 1, 0)
     assert repr(Permutation(9, 1)) == "Permutation(count=9, seed=1, epoch=0)"
 

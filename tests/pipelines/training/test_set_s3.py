@@ -4,6 +4,7 @@ import multiprocessing
 import pickle
 from collections.abc import Callable, Iterator
 from itertools import islice
+from multiprocessing.context import ForkContext, SpawnContext
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def shard_gets(s3: S3) -> int:
     return sum(1 for method, path, *_ in s3.requests() if method == "GET" and path.endswith(".parquet"))
 
 
-def payloads_of(split: TrainingSet) -> dict[int, bytes]:
+def payloads_of(split: TrainingSet) -> dict[int, bytes | None]:
     return {sample.index: sample.payload for sample in split.shuffled(1)}
 
 
@@ -135,16 +136,17 @@ def test_a_storage_that_is_away_is_named(opened: Opened, monkeypatch: pytest.Mon
         opened()
 
 
-def _read(split: TrainingSet, low: int, answers: "multiprocessing.Queue[dict[int, bytes]]") -> None:
+def _read(split: TrainingSet, low: int, answers: "multiprocessing.Queue[dict[int, bytes | None]]") -> None:
     answers.put({index: split[index].payload for index in range(low, 239, 2)})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_forked_or_spawned_read_what_this_process_reads(opened: Opened, folder: Path, method: str) -> None:
+@pytest.mark.parametrize("context", [multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")])
+def test_workers_forked_or_spawned_read_what_this_process_reads(
+    opened: Opened, folder: Path, context: ForkContext | SpawnContext
+) -> None:
     split = opened()
     assert split[0].payload == open_set(folder)[0].payload
-    context = multiprocessing.get_context(method)
     answers = context.Queue()
     workers = [context.Process(target=_read, args=(split, low, answers)) for low in range(2)]
     for worker in workers:
@@ -163,8 +165,8 @@ def test_a_pickled_set_takes_its_bucket_along_and_no_descriptor(opened: Opened) 
 
 def test_tables_come_whole(s3: S3, lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3.port}")
-    for number, options in enumerate(({"with_payload": False}, {"columns": ("brightness", "label")})):
-        folder = built(lake, split={"train": 1.0}, **options)
+    for number, has_payload in enumerate((False, True)):
+        folder = built(lake, split={"train": 1.0}, with_payload=has_payload)
         remote = Remote(s3.config(f"sets/{tmp_path.name}-{number}"))
         for path in folder.rglob("*"):
             if path.is_file():

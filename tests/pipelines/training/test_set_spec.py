@@ -285,3 +285,27 @@ def test_an_option_beside_a_spec_is_refused(drive: Path, tmp_path: Path) -> None
     done = RUN.invoke(set_app, ["build", str(path), "--gap", "2s", "--lake", str(drive)])
     assert isinstance(done.exception, RefusedError)
     assert "--gap: a set spec decides this" in str(done.exception)
+
+
+def test_lists_vectors_and_structs_are_columns_of_a_set_and_of_a_join(tmp_path: Path) -> None:
+    root = tmp_path / "arrays"
+    write_deltalake(root / "streams/camera_frame", pa.table({
+        **keys("car-1", 8, 1_000),
+        "embedding": pa.array([[float(at), 0.5] for at in range(8)], pa.list_(pa.float32(), 2)),
+        "boxes": pa.array([[{"x": at, "name": "car"}] if at % 2 else None for at in range(8)]),
+    }))  # fmt: skip
+    ranges = pa.table(
+        {**keys("car-1", 8, 1_000, 10), "ranges": pa.array([[at, at + 1] for at in range(8)], pa.list_(pa.int32()))}
+    )
+    write_deltalake(root / "streams/lidar", ranges)
+    spec = parse_spec("""
+id: arrays
+sources: [{stream: camera_frame, samples: [camera_frame/car-1/1/3, camera_frame/car-1/1/4, camera_frame/car-1/1/99]}]
+joins: [{stream: lidar, columns: [ranges], tolerance: 1 s}]
+split: {shares: {train: 1.0}}
+""")
+    manifest = build_version(lake_at(root), wish_of_spec(spec), Terms(Engine(), part_rows=3))
+    rows = open_set(root / "sets/arrays/1", "train").to_arrow(["seq", "embedding", "boxes", "ranges"]).sort_by("seq").to_pylist()
+    assert [(row["seq"], row["embedding"], row["ranges"]) for row in rows] == [(3, [3.0, 0.5], [3, 4]), (4, [4.0, 0.5], [4, 5])]
+    assert [row["boxes"] for row in rows] == [[{"x": 3, "name": "car"}], None]
+    assert "1 of 3 listed samples are not in camera_frame" in manifest.notes

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from pipelines.errors import RefusedError
+from pipelines.training.mix import mix_sets
 from pipelines.training.open import TrainingSet, open_set
-from tests.pipelines.training.test_set_build import built
+from tests.pipelines.training.test_set_build import built, rot
 
 FETCHED = Path(__file__).resolve().parents[3] / ".torch"
 
@@ -83,5 +84,29 @@ def test_a_plain_data_loader_takes_the_set_with_a_list_of_samples(torch: Any, sp
 def test_an_option_that_the_loader_sets_itself_is_refused(split: TrainingSet, torch: Any) -> None:
     with pytest.raises(RefusedError, match="sampler: the loader sets this itself"):
         split.torch(8, sampler=range(3))
-    with pytest.raises(RefusedError, match="shuffle: True cannot be; give 'full', 'block'"):
-        split.torch(8, shuffle=True)
+    with pytest.raises(RefusedError, match="shuffle: 'rows' cannot be; give 'full', 'block'"):
+        split.torch(8, shuffle="rows")
+
+
+def test_what_a_worker_compared_is_not_compared_again_in_the_next_epoch(split: TrainingSet) -> None:
+    loader = split.torch(16, seed=1, workers=2)
+    assert sorted(indexes_of(loader)) == list(range(239))
+    index = next(at for at, sample in enumerate(split) if sample.payload)
+    rot(split.folder, index)
+    assert sorted(indexes_of(loader)) == list(range(239))
+
+
+def test_a_rotten_payload_ends_the_epoch_in_whichever_process(split: TrainingSet) -> None:
+    index = next(at for at, sample in enumerate(open_set(split.folder, check="never")) if sample.payload)
+    rot(split.folder, index)
+    with pytest.raises(Exception, match="is not the one that was captured"):
+        list(split.torch(16, seed=1, workers=2))
+
+
+def test_sets_that_are_mixed_are_loaded_as_one(split: TrainingSet) -> None:
+    both = mix_sets([split.filter("brightness > 20"), split.filter("brightness <= 20")], [3, 1], samples=400)
+    loader = both.torch(50, seed=3, workers=2, shuffle="block")
+    batches = list(loader)
+    assert sum(len(batch["payload"]) for batch in batches) == 400
+    for batch in batches:
+        assert [split[at].payload for at in batch["index"].tolist()] == batch["payload"]
