@@ -22,7 +22,7 @@ RENAMED_KEYS = {
 }
 
 
-class TlsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CoreTlsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Paths of the authority that signed the broker's certificate, and of this role's own certificate and key."""
 
     ca: str
@@ -30,14 +30,14 @@ class TlsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: str
 
 
-class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CoreBrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The broker's address. Without `tls` only a loopback host is accepted."""
 
     host: str = "127.0.0.1"
     port: int = 1883
     namespace: str = DEFAULT_NAMESPACE
     keepalive_s: int = 30
-    tls: TlsConfig | None = None
+    tls: CoreTlsConfig | None = None
 
 
 class BridgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -175,7 +175,7 @@ class MaintainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("maintain: keep_versions is at least 1, and no time is negative")
 
 
-class DirectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CoreDirectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The keys that sign what devices are ordered to do, and for how long a device may take a desired state."""
 
     keys: str = ""
@@ -189,7 +189,7 @@ class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policies: str = ""
     contracts: str = ""
     models: str = ""
-    broker: BrokerConfig = BrokerConfig()
+    broker: CoreBrokerConfig = CoreBrokerConfig()
     bridge: BridgeConfig = BridgeConfig()
     shares: ShareConfig = ShareConfig()
     run: RunConfig = RunConfig()
@@ -198,7 +198,7 @@ class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     watch: WatchConfig = WatchConfig()
     alarms: AlarmConfig = AlarmConfig()
     maintain: MaintainConfig = MaintainConfig()
-    director: DirectorConfig = DirectorConfig()
+    director: CoreDirectorConfig = CoreDirectorConfig()
 
     @property
     def lake_root(self) -> Path:
@@ -277,7 +277,7 @@ def _anchored(config: CoreConfig, folder: Path) -> CoreConfig:
 
     tls = config.broker.tls
     if tls is not None:
-        tls = TlsConfig(anchor(tls.ca), anchor(tls.cert), anchor(tls.key))
+        tls = CoreTlsConfig(anchor(tls.ca), anchor(tls.cert), anchor(tls.key))
     return msgspec.structs.replace(
         config,
         lake=anchor(config.lake),

@@ -85,8 +85,7 @@ class Heartbeats:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        if not self._store.is_on_disk:
-            self._remote_thread.start()
+        self._remote_thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -96,8 +95,7 @@ class Heartbeats:
             ProcessHealth(False, f"stopped: {error}" if error is not None else "stopped in order", self._ask().counters)
         )
         self._is_over.set()
-        if not self._store.is_on_disk:
-            self._remote_thread.join(LAST_WORD_S)
+        self._remote_thread.join(LAST_WORD_S)
 
     def _run(self) -> None:
         while True:
@@ -113,7 +111,7 @@ class Heartbeats:
                 continue
             sent = self._last
             try:
-                self._store.put(f"{FOLDER}/{self._path.name}", sent)
+                self._store.publish(f"{FOLDER}/{self._path.name}", sent)
             except RetryLaterError as error:
                 log.warning("heartbeat_missed", path=self._store.table_uri(f"{FOLDER}/{self._path.name}"), error=str(error))
 
@@ -175,16 +173,14 @@ def read_heartbeats(lake: Lake) -> list[Heartbeat]:
 
 
 def read_remote_heartbeats(lake: Lake, here: Sequence[Heartbeat]) -> list[Heartbeat]:
-    """Of a remote lake, the last heartbeat of every process that is not among `here`. It lists the bucket: for people only.
+    """The last heartbeat of every process of other machines, not among `here`. It may list a bucket: for people only.
 
     Raises:
-        RetryLaterError: the storage is away.
+        RetryLaterError: the storage is unavailable.
     """
-    if lake.store.is_on_disk:
-        return []  # `here` are all of them
     known = {(heartbeat.host, heartbeat.pid, heartbeat.started_ms) for heartbeat in here}
     found: list[Heartbeat] = []
-    for file in lake.files(FOLDER):
+    for file in lake.store.published(FOLDER):
         stored = lake.store.read_tagged(file.name)
         try:
             heartbeat = msgspec.json.decode(stored[0], type=Heartbeat) if stored is not None else None

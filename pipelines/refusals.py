@@ -9,7 +9,7 @@ import structlog
 
 from catchment.runtime.clock import Clock
 from catchment.runtime.mqtt_link import TlsFileError, client_context
-from pipelines.config import BrokerConfig
+from pipelines.config import CoreBrokerConfig
 from pipelines.errors import ConfigError, PipelineError, RetryLaterError
 from schemas.reason_codes import QUOTA_EXCEEDED, describe_reason, is_refusal
 from schemas.topics import Topics
@@ -114,7 +114,7 @@ def refused_filters(filters: Sequence[str], codes: Sequence[int]) -> dict[str, i
     return {text: code for text, code in zip(filters, codes, strict=False) if is_refusal(code)}
 
 
-def broker_client_context(broker: BrokerConfig) -> ssl.SSLContext | None:
+def broker_client_context(broker: CoreBrokerConfig) -> ssl.SSLContext | None:
     """Mutual TLS 1.3 as configured; None where there is none.
 
     Raises:

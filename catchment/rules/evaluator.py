@@ -1,6 +1,6 @@
 """Evaluates edge rules over columns of samples, in an sqlite3 database in memory that can do nothing else.
 
-Four guards stand between a rule and the device: the rule's text is checked word by word (`EdgeRule`), the authorizer
+Four guards stand between a rule and the device: the rule's text is checked word by word (`SqlExpression`), the authorizer
 lets it read one table and call the language's functions, SQLite's own limits are lowered, and a count of the engine's
 steps ends what runs too long. A rule that breaks a guard is suspended with a reason and the others go on.
 """
@@ -14,7 +14,7 @@ from itertools import repeat
 from typing import TypeAlias
 
 from catchment.rules.functions import COUNT_ITEMS, FUNCTION_NAMES, register_functions
-from catchment.rules.rule import EdgeRule, decode_edge_rule
+from catchment.rules.rule import SqlExpression, decode_edge_rule
 from schemas.contract import ColumnType
 from schemas.errors import EdgeRuleError
 
@@ -62,7 +62,7 @@ class EdgeLimits:
     max_rules: int = 1_000
 
 
-def evaluate(columns: Mapping[str, Sequence[Value]], rules: Sequence[EdgeRule], rows: int) -> list[RuleResults]:
+def evaluate(columns: Mapping[str, Sequence[Value]], rules: Sequence[SqlExpression], rows: int) -> list[RuleResults]:
     """The verdicts of each rule for `rows` rows. Build an `EdgeEvaluator` instead where the same rules come again.
 
     Raises:
@@ -82,7 +82,7 @@ class EdgeEvaluator:
         EdgeRuleError: there are too many rules, or they read one column as two types.
     """
 
-    def __init__(self, rules: Sequence[EdgeRule], limits: EdgeLimits | None = None) -> None:
+    def __init__(self, rules: Sequence[SqlExpression], limits: EdgeLimits | None = None) -> None:
         self.limits = limits or EdgeLimits()
         if len(rules) > self.limits.max_rules:
             raise EdgeRuleError(f"{len(rules)} rules are above the limit of {self.limits.max_rules}")
@@ -171,7 +171,7 @@ class EdgeEvaluator:
             raise EdgeRuleError(inner.suspended[0])
         return float(met.count(True))
 
-    def _check(self, index: int, rule: EdgeRule) -> None:
+    def _check(self, index: int, rule: SqlExpression) -> None:
         try:
             self._connection.execute(f"EXPLAIN {_query([rule])}", rule.parameters)
         except sqlite3.Error as error:
@@ -186,11 +186,11 @@ class _EvaluationError(Exception):
     """A statement failed; which of its rules is to blame is not known yet."""
 
 
-def _query(rules: Iterable[EdgeRule]) -> str:
-    return f"SELECT {', '.join(f'({rule.sql})' for rule in rules)} FROM {_TABLE} ORDER BY _row"  # noqa: S608 - EdgeRule's text is checked
+def _query(rules: Iterable[SqlExpression]) -> str:
+    return f"SELECT {', '.join(f'({rule.sql})' for rule in rules)} FROM {_TABLE} ORDER BY _row"  # noqa: S608 - SqlExpression's text is checked
 
 
-def _joined_columns(rules: Iterable[EdgeRule]) -> dict[str, ColumnType]:
+def _joined_columns(rules: Iterable[SqlExpression]) -> dict[str, ColumnType]:
     found: dict[str, ColumnType] = {}
     for rule in rules:
         for name, type_ in rule.columns.items():

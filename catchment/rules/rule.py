@@ -31,7 +31,7 @@ _TOKEN = re.compile(
 )
 
 
-class EdgeRule(msgspec.Struct, frozen=True):
+class SqlExpression(msgspec.Struct, frozen=True):
     """An expression for a device's engine. `sql` gives 1, 0 or NULL; each `?` in it stands for one of `parameters`, in order.
 
     Raises:
@@ -65,14 +65,14 @@ def columns_read(sql: str) -> frozenset[str]:
     return frozenset(_read(sql)[0])
 
 
-def decode_edge_rule(body: bytes) -> EdgeRule:
+def decode_edge_rule(body: bytes) -> SqlExpression:
     """Read a rule from its JSON.
 
     Raises:
         EdgeRuleError: not an edge rule.
     """
     try:
-        return msgspec.json.decode(body, type=EdgeRule)
+        return msgspec.json.decode(body, type=SqlExpression)
     except msgspec.MsgspecError as error:
         raise EdgeRuleError(f"not an edge rule: {error}") from error
 

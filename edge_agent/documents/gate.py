@@ -43,7 +43,7 @@ _FIELDS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class NewestDocument:
     """The newest document taken.
 
     Attributes:
@@ -77,12 +77,12 @@ class CounterFile:
         self._keys = tuple(sorted(keys))
         found = [note for path in self._files if (note := _read(path)) is not None]
         known = [seen for seen, keys_then in found if set(keys_then) & set(self._keys)]
-        self.seen = self._kept = max(known, key=lambda seen: seen.counter, default=Seen())
+        self.seen = self._kept = max(known, key=lambda seen: seen.counter, default=NewestDocument())
         if self.seen.counter and (len(found) < len(self._files) or any(note != (self.seen, self._keys) for note in found)):
             # The keys changed, or one of the two is behind. Without this the counter could be lost at the next change.
             self._refresh()
 
-    def note(self, seen: Seen) -> None:
+    def note(self, seen: NewestDocument) -> None:
         """Keep what is about to be applied, durably, before it is. A lower counter changes nothing.
 
         Raises:
@@ -91,12 +91,12 @@ class CounterFile:
         if seen.counter >= self.seen.counter and seen != self._kept:
             self._write(seen)
 
-    def raise_to(self, seen: Seen) -> None:
+    def raise_to(self, seen: NewestDocument) -> None:
         """Take into account what another file tells of the newest document."""
         if seen.counter > self.seen.counter:
             self.seen = seen
 
-    def _write(self, seen: Seen) -> None:
+    def _write(self, seen: NewestDocument) -> None:
         make_folder(self._files[0].parent)
         for path in self._files:
             write_atomic(path, _encode(seen, self._keys))
@@ -109,7 +109,7 @@ class CounterFile:
             log.warning("document_counter_not_refreshed", file=str(self._files[0]), error=str(error))
 
 
-def _read(path: Path) -> tuple[Seen, tuple[str, ...]] | None:
+def _read(path: Path) -> tuple[NewestDocument, tuple[str, ...]] | None:
     try:
         with path.open("rb") as file:
             text = file.read(_MAX_BYTES)
@@ -120,14 +120,14 @@ def _read(path: Path) -> tuple[Seen, tuple[str, ...]] | None:
         return None
     fields = text.decode(errors="replace").split()
     if len(fields) == _FIELDS and fields[0].isdecimal():
-        seen, keys = Seen(int(fields[0]), fields[1].removeprefix("-")), tuple(fields[2].split(","))
+        seen, keys = NewestDocument(int(fields[0]), fields[1].removeprefix("-")), tuple(fields[2].split(","))
         if text == _encode(seen, keys):
             return seen, keys
     log.error("document_counter_damaged", file=str(path))
     return None
 
 
-def _encode(seen: Seen, keys: Sequence[str]) -> bytes:
+def _encode(seen: NewestDocument, keys: Sequence[str]) -> bytes:
     # The sum tells a rotten digit from a written one: a counter that rot made high would refuse every document to come.
     line = f"{seen.counter} {seen.digest or '-'} {','.join(keys)}"
     return f"{line} {hashlib.sha256(line.encode()).hexdigest()}\n".encode()
@@ -145,9 +145,9 @@ class AdmittedDocument(Generic[_Body]):
     is_known: bool
 
     @property
-    def seen(self) -> Seen:
+    def seen(self) -> NewestDocument:
         """The note to keep of the document before it is applied."""
-        return Seen(self.document.counter, body_digest(self.document))
+        return NewestDocument(self.document.counter, body_digest(self.document))
 
 
 class DocumentGate(Generic[_Body]):

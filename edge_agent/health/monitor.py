@@ -13,7 +13,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.health.agent_stats import AgentStats, check_live
 from edge_agent.health.file import Health, notify_service_manager, rss_bytes, write_health
 from edge_agent.spool.spool import Spool
-from edge_agent.uplink.outbox import Progress
+from edge_agent.uplink.outbox import UplinkProgress
 from schemas.reason_codes import describe_reason
 from schemas.reported import DocumentReport, PolicyReport
 
@@ -44,7 +44,7 @@ class Monitor:
         config: AgentConfig,
         version: str,
         spool: Spool,
-        progress: Progress,
+        progress: UplinkProgress,
         supervisor: SourceSupervisor,
         clock: Clock,
         policy: Callable[[], PolicyReport | None] = lambda: None,

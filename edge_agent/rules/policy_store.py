@@ -18,7 +18,7 @@ from msgspec import UNSET
 from catchment.runtime.atomic_files import write_atomic
 from catchment.runtime.clock import Clock
 from edge_agent.config import AgentConfig
-from edge_agent.documents.gate import AdmittedDocument, CounterFile, DocumentGate, Seen
+from edge_agent.documents.gate import AdmittedDocument, CounterFile, DocumentGate, NewestDocument
 from edge_agent.documents.signature import check_signatures
 from edge_agent.documents.trust import DocumentTrust, rules_trust
 from edge_agent.errors import DocumentLaterError, ExpiredDocumentError, UntrustedDocumentError
@@ -86,7 +86,7 @@ class Candidate:
     """A policy that may be applied, and what to note of it before it is."""
 
     policy: EdgePolicy
-    seen: Seen
+    seen: NewestDocument
 
 
 class PolicyAdmission:
@@ -109,7 +109,7 @@ class PolicyAdmission:
         self._check = check
         self._counter = CounterFile(folder, DocumentKind.EDGE_POLICY, trust.keys)
         for key in self._older_keys:  # an agent of the release before noted it there
-            self._counter.raise_to(Seen(read_seen(folder, key)))
+            self._counter.raise_to(NewestDocument(read_seen(folder, key)))
         self._gate = DocumentGate(DocumentKind.EDGE_POLICY, EdgeRules, trust, self._counter, clock, MAX_EDGE_POLICY_BYTES, check)
 
     def admit(self, body: bytes) -> Candidate:
@@ -128,7 +128,7 @@ class PolicyAdmission:
             UntrustedDocumentError: no longer what was signed, or not for this device.
             DocumentLaterError: it could not be checked now.
         """
-        return _candidate(self._gate.read_kept(body)) if is_document(body) else self._admit_older(body, Seen())
+        return _candidate(self._gate.read_kept(body)) if is_document(body) else self._admit_older(body, NewestDocument())
 
     def note(self, candidate: Candidate) -> None:
         """Note a policy, durably, before it is applied.
@@ -142,13 +142,15 @@ class PolicyAdmission:
             if read_seen(self._folder, key) < version:
                 write_seen(self._folder, key, version)
 
-    def _admit_older(self, body: bytes, seen: Seen) -> Candidate:
+    def _admit_older(self, body: bytes, seen: NewestDocument) -> Candidate:
         try:
             signed = decode_signed_edge_policy(body)
             policy = decode_edge_policy(signed.policy)
         except PolicyDocumentError as error:
             raise UntrustedDocumentError(str(error)) from error
-        candidate = Candidate(policy, Seen(policy.version, hashlib.sha256(bytes(encode_body(rules_of(policy)))).hexdigest()))
+        candidate = Candidate(
+            policy, NewestDocument(policy.version, hashlib.sha256(bytes(encode_body(rules_of(policy)))).hexdigest())
+        )
         if policy.version <= seen.counter and not seen.is_same(policy.version, candidate.seen.digest):
             raise UntrustedDocumentError(f"version {policy.version} is not newer than version {seen.counter}, taken before")
         if policy.devices and self._device not in policy.devices:

@@ -8,8 +8,7 @@ from typing import Any, Protocol
 import structlog
 
 from catchment.rules.evaluator import EdgeEvaluator
-from catchment.rules.rule import EdgeRule as CompiledRule
-from catchment.rules.rule import columns_read
+from catchment.rules.rule import SqlExpression, columns_read
 from edge_agent.inspect import BatchInspector
 from edge_agent.sources.api import SampleBatch
 from schemas.contract import ColumnType, Contract
@@ -212,13 +211,13 @@ class RuleFilter:
         if stream_rules:
             log.info("edge_rules_active", stream=self._contract.name, rules=len(self._rules))
 
-    def _compiled(self, rule: EdgeRule) -> CompiledRule | None:
+    def _compiled(self, rule: EdgeRule) -> SqlExpression | None:
         """The rule as the engine takes it; None, and logged, where it would mean something else here than in the core."""
         try:
             names = columns_read(rule.sql)
             problem = self._problem(rule, names)
             if not problem:
-                return CompiledRule(rule.sql, rule.parameters, rule.columns or {name: self._types[name] for name in names})
+                return SqlExpression(rule.sql, rule.parameters, rule.columns or {name: self._types[name] for name in names})
         except EdgeRuleError as error:
             problem = str(error)
         self._book.suspend(self._contract.name, rule.id, problem)

@@ -132,12 +132,14 @@ class TrialReader:
         self._failure = self._failure or getattr(source, "complaint", "")
 
     def _trial(self) -> Trial:
-        seen = Seen(self._rejected, dict(self._transform.rejects.counts), self._left_out_names, self._matched, self._failure)
+        seen = SourceCounts(
+            self._rejected, dict(self._transform.rejects.counts), self._left_out_names, self._matched, self._failure
+        )
         return make_trial(self._source, self._contract, list(self._batches), seen)
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SourceCounts:
     """Counts of a source beyond its samples; the fields are those of `Trial`, `matched` is column -> the source's name."""
 
     rejected: dict[str, int]
@@ -148,7 +150,7 @@ class Seen:
     notes: tuple[str, ...] = ()
 
 
-def make_trial(source: SourceConfig, contract: Contract, batches: Sequence[SampleBatch], seen: Seen) -> Trial:
+def make_trial(source: SourceConfig, contract: Contract, batches: Sequence[SampleBatch], seen: SourceCounts) -> Trial:
     """A trial of these batches, as they would be stored."""
     rules = ", ".join(rule.name for rule in contract.quality)
     more = [f"quality rules are judged in the core alone: {rules}"] if rules else []

@@ -19,7 +19,7 @@ from edge_agent.capture.pump import SourcePump, Tap
 from edge_agent.errors import AgentError
 from edge_agent.sources.api import SampleBatch
 from edge_agent.trial.asking import TAP_PREFIX, TAP_SUFFIX
-from edge_agent.trial.reading import Seen, make_trial
+from edge_agent.trial.reading import SourceCounts, make_trial
 from edge_agent.trial.result import Trial
 
 MAX_SAMPLES = 10_000
@@ -109,7 +109,10 @@ def _trial_of(source: SourcePump, tap: Tap | None) -> Trial:
     counted = ({}, {}) if tap is None else tap.since(Counter(source.rejected()), Counter(source.left_out()))
     note = "copied from the running agent: its next samples, not its first"
     return make_trial(
-        source.config, source.contract, batches, Seen(*counted, source.left_out_names, source.matched, source.failing, (note,))
+        source.config,
+        source.contract,
+        batches,
+        SourceCounts(*counted, source.left_out_names, source.matched, source.failing, (note,)),
     )
 
 

@@ -16,7 +16,7 @@ from edge_agent.config import UplinkConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.downlink import Downlink, ModelMessages, ModelRequest
-from edge_agent.uplink.outbox import Outbox, Progress
+from edge_agent.uplink.outbox import Outbox, UplinkProgress
 from edge_agent.uplink.poison import HANGS_UP
 from edge_agent.uplink.send_window import UplinkTimes
 from edge_agent.uplink.session import Acked, Event, Events, Lost, MessageArrived, OutgoingMessage, Session, Subscribed, Woken
@@ -153,7 +153,7 @@ class Forwarder:
         self._clock = clock
         self._events: Events = queue.SimpleQueue()
         self._requests: queue.SimpleQueue[ModelRequest] = queue.SimpleQueue()
-        self.progress = Progress()
+        self.progress = UplinkProgress()
         self._outbox = Outbox(spool, config, topics, device, self.progress, clock, times)
         self._downlink = Downlink(spool, self._outbox.parts, models, topics, device)
         self._downlink.hand_shares_to(self._outbox.over_share)

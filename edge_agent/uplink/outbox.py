@@ -35,7 +35,7 @@ _SHARE_FOR_S = 600.0
 
 
 @dataclass(slots=True)
-class Progress:
+class UplinkProgress:
     """Written by the uplink's thread, read by any. Times are monotonic; minus infinity: never.
 
     Attributes:
@@ -99,7 +99,7 @@ class Outbox:
         config: UplinkConfig,
         topics: Topics,
         device: DeviceId,
-        progress: Progress,
+        progress: UplinkProgress,
         clock: Clock,
         times: UplinkTimes | None = None,
     ) -> None:

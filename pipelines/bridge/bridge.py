@@ -25,9 +25,8 @@ from pipelines.bridge.subscriber import Inbox, Subscriber
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, RetryLaterError
 from pipelines.heartbeat import Heartbeats, ProcessHealth, starting
-from pipelines.lake.lake import lake_at
+from pipelines.lake.lake import Lake, lake_of
 from pipelines.lake.layout import OBJECTS, landing_folder
-from pipelines.lake.remote import bind
 from schemas.errors import IdError
 from schemas.ids import DeviceId
 from schemas.topics import Topics
@@ -119,12 +118,12 @@ def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
         OSError: never; translated.
     """
     _check_id(config.bridge.id)
-    lake = config.lake_root
-    with starting(lake, "bridge", config.bridge.id, clock):
+    root = config.lake_root
+    with starting(root, "bridge", config.bridge.id, clock):
         made = _made(config, clock)
-    log.info("bridge_started", id=config.bridge.id, lake=str(lake), broker=f"{config.broker.host}:{config.broker.port}")
+    log.info("bridge_started", id=config.bridge.id, lake=str(root), broker=f"{config.broker.host}:{config.broker.port}")
     try:
-        with Heartbeats(lake_at(lake), "bridge", config.bridge.id, clock, made.stats.health):
+        with Heartbeats(made.lake, "bridge", config.bridge.id, clock, made.stats.health):
             _run_both(made.subscriber, made.writer, stop)
     finally:
         made.stats.tell()
@@ -137,6 +136,7 @@ def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
 class _Made:
     """The parts of a bridge."""
 
+    lake: Lake
     subscriber: Subscriber
     writer: LandingWriter
     landing: Landing
@@ -150,17 +150,17 @@ def _made(config: CoreConfig, clock: Clock) -> _Made:
     Raises:
         ConfigError, RetryLaterError: as `run_bridge`.
     """
-    lake, bridge = config.lake_root, config.bridge
+    root, bridge = config.lake_root, config.bridge
     partition = Partition(bridge.partition, bridge.partitions)
     inbox = Inbox(bridge.max_queue_bytes, min(_GROUP_BYTES, bridge.max_queue_bytes))
     try:
-        bind(lake, config.remote)
-        lake.mkdir(parents=True, exist_ok=True)
-        disk = Disk(lake, config.shares)
-        landing, assembler = _places(config, clock, disk)
+        lake = lake_of(config)
+        root.mkdir(parents=True, exist_ok=True)
+        disk = Disk(root, config.shares)
+        landing, assembler = _places(lake, config, clock, disk)
     except OSError as error:
-        raise RetryLaterError(f"the lake root {lake} cannot be written ({error}); correct that, then start again") from error
-    sweeper = Sweeper(lake / "objects", assembler, bridge.keep_parts_s)
+        raise RetryLaterError(f"the lake root {root} cannot be written ({error}); correct that, then start again") from error
+    sweeper = Sweeper(root / OBJECTS, assembler, bridge.keep_parts_s)
     shares = Shares(config.shares)
     subscriber = Subscriber(config, inbox, clock)
     numberer = Numberer(clock.now_ms(), int.from_bytes(os.urandom(4), "little"))
@@ -168,15 +168,15 @@ def _made(config: CoreConfig, clock: Clock) -> _Made:
     linger_s = bridge.linger_ms / 1000
     writer = LandingWriter(inbox, landing, assembler, sweeper, reader, subscriber.post, linger_s, Gate(shares, disk))
     return _Made(
-        subscriber, writer, landing, assembler, BridgeStats(inbox, subscriber, writer, landing, assembler, sweeper, shares)
+        lake, subscriber, writer, landing, assembler, BridgeStats(inbox, subscriber, writer, landing, assembler, sweeper, shares)
     )
 
 
-def _places(config: CoreConfig, clock: Clock, disk: Disk) -> tuple[Landing, Assembler]:
+def _places(lake: Lake, config: CoreConfig, clock: Clock, disk: Disk) -> tuple[Landing, Assembler]:
     """Open the places of messages and objects: this disk, and a remote lake behind it if there is one."""
-    lake, bridge = lake_at(config.lake_root), config.bridge
+    bridge = config.bridge
     folder, objects = landing_folder(lake.root, bridge.id), lake.root / OBJECTS
-    if lake.store.is_on_disk:
+    if lake.store.remote_config is None:
         first = resume_number(lake.root, bridge.id)
         landing = Landing(folder, bridge.seal_bytes, bridge.seal_ms, clock, first_number=first)
     else:

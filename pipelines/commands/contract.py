@@ -144,7 +144,7 @@ def _print_lines(console: PlainConsole, title: str, lines: list[Line]) -> None:
     console.print(table)
 
 
-class Form(StrEnum):
+class ContractForm(StrEnum):
     """How a contract is shown."""
 
     TABLE = "table"
@@ -154,11 +154,11 @@ class Form(StrEnum):
     AGENT = "agent"
 
 
-_WRITERS: dict[Form, Callable[[Contract], str]] = {
-    Form.ODCS: to_odcs,
-    Form.JSON_SCHEMA: lambda contract: json.dumps(json_schema(contract), indent=2, ensure_ascii=False),
-    Form.ARROW: lambda contract: arrow_schema(contract).to_string(show_field_metadata=True, show_schema_metadata=True),
-    Form.AGENT: lambda contract: encode_contract(contract).decode(),
+_WRITERS: dict[ContractForm, Callable[[Contract], str]] = {
+    ContractForm.ODCS: to_odcs,
+    ContractForm.JSON_SCHEMA: lambda contract: json.dumps(json_schema(contract), indent=2, ensure_ascii=False),
+    ContractForm.ARROW: lambda contract: arrow_schema(contract).to_string(show_field_metadata=True, show_schema_metadata=True),
+    ContractForm.AGENT: lambda contract: encode_contract(contract).decode(),
 }
 _REFUSED = styled("refused", "red")
 
@@ -207,16 +207,18 @@ def show(
     version: Annotated[str | None, typer.Option(help="A version; the newest without it.")] = None,
     contracts: Contracts = "",
     config: Config = None,
-    as_: Annotated[Form, typer.Option("--as", help="As a table, as other tools read it, or as an agent does.")] = Form.TABLE,
+    as_: Annotated[
+        ContractForm, typer.Option("--as", help="As a table, as other tools read it, or as an agent does.")
+    ] = ContractForm.TABLE,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document, as an agent reads it: --as agent.")] = False,
 ) -> None:
     """Show a contract's columns, or write it as ODCS, JSON Schema, Arrow schema, or compiled for a device's agent."""
     contract = _find(name, version, _load(contracts, config))
-    form = Form.AGENT if as_json and as_ is Form.TABLE else as_
-    if form is Form.TABLE:
+    form = ContractForm.AGENT if as_json and as_ is ContractForm.TABLE else as_
+    if form is ContractForm.TABLE:
         _print(PlainConsole(highlight=False), contract)
     else:
-        say = say_json if form in (Form.AGENT, Form.JSON_SCHEMA) else say_document
+        say = say_json if form in (ContractForm.AGENT, ContractForm.JSON_SCHEMA) else say_document
         say(_WRITERS[form](contract).rstrip())
 
 

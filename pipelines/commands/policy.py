@@ -29,7 +29,7 @@ from pipelines.policy.explain import Explained, RuleResult, explain
 from pipelines.policy.guard import SandboxedTagger
 from pipelines.policy.pol_filter import import_policies
 from pipelines.policy.preview import REFERENCES, Preview, blocks, row_count, sample_row
-from pipelines.policy.trial import Trial, compile_policy, try_policy
+from pipelines.policy.trial import PolicyTrial, compile_policy, try_policy
 from schemas.policy import Policy
 
 SAMPLE_ROWS = 100_000
@@ -298,7 +298,7 @@ def run_examples(files: Files, contracts: Contracts = "", config: Config = None,
     raise typer.Exit(DONE if all(row["is_passed"] for row in rows) else STOP)
 
 
-def _tried(path: Path, trial: Trial) -> dict[str, object]:
+def _tried(path: Path, trial: PolicyTrial) -> dict[str, object]:
     failures = [
         {"example": each.example + 1, "stream": each.stream, "wanted": each.wanted, "got": each.found} for each in trial.failures
     ]
@@ -307,7 +307,7 @@ def _tried(path: Path, trial: Trial) -> dict[str, object]:
             "untrue": list(trial.untrue)}  # fmt: skip
 
 
-def _report(console: PlainConsole, path: Path, trial: Trial) -> None:
+def _report(console: PlainConsole, path: Path, trial: PolicyTrial) -> None:
     policy = trial.policy
     for failure in trial.failures:
         wanted, got = _tags(failure.wanted), _tags(failure.found)

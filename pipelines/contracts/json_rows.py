@@ -82,7 +82,7 @@ def rows_from_json(
         try:
             rows.append(reader.read(value))
             indexes.append(index)
-        except CellError as error:
+        except JsonCellError as error:
             rejected.append(RejectedRow(index, str(error), raw))
     batch = pa.RecordBatch.from_pylist(rows, schema=row_schema(contract))
     return JsonRows(batch, tuple(indexes), tuple(rejected))
@@ -167,9 +167,9 @@ class _RowReader:
             CellError: the row is refused; the message says why.
         """
         if not isinstance(value, dict):
-            raise CellError("a row is a JSON object")
+            raise JsonCellError("a row is a JSON object")
         if isinstance(value, Repeated):
-            raise CellError("a key is given twice")
+            raise JsonCellError("a key is given twice")
         row: dict[str, Any] = {EVENT_TIME: self._received_us}
         for name, cell in value.items():
             if name in self._cells:
@@ -177,7 +177,7 @@ class _RowReader:
             elif name == EVENT_TIME:
                 row[EVENT_TIME] = _event_time(cell)
             elif self._spec is None or name not in (PAYLOAD_BASE64, PAYLOAD_SHA256):
-                raise CellError(f"unknown column {name[:80]!r}")
+                raise JsonCellError(f"unknown column {name[:80]!r}")
         if self._spec is not None:
             row.update(_payload(value, self._spec.max_bytes))
         return row
@@ -187,41 +187,41 @@ class _RowReader:
             return None
         try:
             return self._cells[name](cell)
-        except CellError as error:
-            raise CellError(f"{name}: {error}") from error
+        except JsonCellError as error:
+            raise JsonCellError(f"{name}: {error}") from error
 
 
 def _event_time(cell: Any) -> int:
     """RFC 3339 text only: a bare number would leave it open whether it counts seconds, milliseconds or microseconds."""
     if not isinstance(cell, str):
-        raise CellError(f"{EVENT_TIME}: write RFC 3339 text with a zone, such as '2026-01-31T12:00:00Z'")
+        raise JsonCellError(f"{EVENT_TIME}: write RFC 3339 text with a zone, such as '2026-01-31T12:00:00Z'")
     try:
         return parse_time(cell)
     except EnvelopeError as error:
-        raise CellError(f"{EVENT_TIME}: {error}") from error
+        raise JsonCellError(f"{EVENT_TIME}: {error}") from error
 
 
 def _payload(value: dict[str, Any], max_bytes: int) -> dict[str, Any]:
     text, digest = value.get(PAYLOAD_BASE64), value.get(PAYLOAD_SHA256)
     if digest is not None and not (isinstance(digest, str) and digest.isascii()):
-        raise CellError(f"{PAYLOAD_SHA256}: hexadecimal text is needed")
+        raise JsonCellError(f"{PAYLOAD_SHA256}: hexadecimal text is needed")
     if text is None:
         return {PAYLOAD: None, PAYLOAD_SHA256: digest}
     if not isinstance(text, str):
-        raise CellError(f"{PAYLOAD_BASE64}: base64 text is needed")
+        raise JsonCellError(f"{PAYLOAD_BASE64}: base64 text is needed")
     if len(text) // 4 * 3 - 2 > max_bytes:
-        raise CellError(f"{PAYLOAD}: larger than {max_bytes} bytes")
+        raise JsonCellError(f"{PAYLOAD}: larger than {max_bytes} bytes")
     try:
         payload = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise CellError(f"{PAYLOAD_BASE64}: not base64") from error
+        raise JsonCellError(f"{PAYLOAD_BASE64}: not base64") from error
     found = hashlib.sha256(payload).hexdigest()
     if digest not in (None, found):
-        raise CellError(f"{PAYLOAD_SHA256}: differs from the payload's own hash")
+        raise JsonCellError(f"{PAYLOAD_SHA256}: differs from the payload's own hash")
     return {PAYLOAD: payload, PAYLOAD_SHA256: found}
 
 
-class CellError(ValueError):
+class JsonCellError(ValueError):
     """A value of a row from outside does not fit; the message is the reason to store beside the row."""
 
 
@@ -250,9 +250,9 @@ def column_reader(column: Column) -> Callable[[Any], Any]:
 def _list_reader(read: Callable[[Any], Any], length: int | None) -> Callable[[Any], list[Any]]:
     def items(value: Any) -> list[Any]:
         if not isinstance(value, list):
-            raise CellError(f"a list is needed, not {_shown(value)}")
+            raise JsonCellError(f"a list is needed, not {_shown(value)}")
         if length is not None and (len(value) != length or None in value):
-            raise CellError(f"a vector of {length} numbers is needed")
+            raise JsonCellError(f"a vector of {length} numbers is needed")
         return [None if item is None else read(item) for item in value]
 
     return items
@@ -261,12 +261,12 @@ def _list_reader(read: Callable[[Any], Any], length: int | None) -> Callable[[An
 def _struct_reader(readers: dict[str, Callable[[Any], Any]]) -> Callable[[Any], dict[str, Any]]:
     def fields(value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise CellError(f"an object is needed, not {_shown(value)}")
+            raise JsonCellError(f"an object is needed, not {_shown(value)}")
         if isinstance(value, Repeated):
-            raise CellError("a key is given twice")
+            raise JsonCellError("a key is given twice")
         unknown = [name for name in value if name not in readers]
         if unknown:
-            raise CellError(f"unknown field {unknown[0][:80]!r}")
+            raise JsonCellError(f"unknown field {unknown[0][:80]!r}")
         return {name: None if value.get(name) is None else read(value[name]) for name, read in readers.items()}
 
     return fields
@@ -274,15 +274,15 @@ def _struct_reader(readers: dict[str, Callable[[Any], Any]]) -> Callable[[Any], 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise CellError(f"text is needed, not {_shown(value)}")
+        raise JsonCellError(f"text is needed, not {_shown(value)}")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise CellError("a lone surrogate is not text")
+        raise JsonCellError("a lone surrogate is not text")
     return value
 
 
 def _truth(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise CellError(f"true or false is needed, not {_shown(value)}")
+        raise JsonCellError(f"true or false is needed, not {_shown(value)}")
     return value
 
 
@@ -291,9 +291,9 @@ def _whole(bits: int) -> Callable[[Any], int]:
 
     def read(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise CellError(f"a whole number is needed, not {_shown(value)}")
+            raise JsonCellError(f"a whole number is needed, not {_shown(value)}")
         if not -limit <= value < limit:
-            raise CellError(f"outside the range of int{bits}")
+            raise JsonCellError(f"outside the range of int{bits}")
         return value
 
     return read
@@ -301,34 +301,34 @@ def _whole(bits: int) -> Callable[[Any], int]:
 
 def _double(value: Any) -> float:
     if isinstance(value, NotANumber):
-        raise CellError("NaN or infinite")
+        raise JsonCellError("NaN or infinite")
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise CellError(f"a number is needed, not {_shown(value)}")
+        raise JsonCellError(f"a number is needed, not {_shown(value)}")
     try:
         number = float(value)
     except OverflowError as error:
-        raise CellError("too large for a double") from error
+        raise JsonCellError("too large for a double") from error
     if not math.isfinite(number):
-        raise CellError("NaN or infinite")
+        raise JsonCellError("NaN or infinite")
     return number
 
 
 def _time(value: Any) -> int:
     if not isinstance(value, str):
-        raise CellError(f"RFC 3339 text is needed, not {_shown(value)}")
+        raise JsonCellError(f"RFC 3339 text is needed, not {_shown(value)}")
     try:
         return parse_time(value)
     except EnvelopeError as error:
-        raise CellError(str(error)) from error
+        raise JsonCellError(str(error)) from error
 
 
 def _bytes(value: Any) -> bytes:
     if not isinstance(value, str):
-        raise CellError(f"base64 text is needed, not {_shown(value)}")
+        raise JsonCellError(f"base64 text is needed, not {_shown(value)}")
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise CellError("not base64") from error
+        raise JsonCellError("not base64") from error
 
 
 def _shown(value: Any) -> str:

@@ -20,7 +20,7 @@ from polars.exceptions import PolarsError
 from catchment.rules.calendar import SECOND_US, Zone, write_zone
 from catchment.rules.geo import PolygonError, read_polygon
 from pipelines.expressions import ir
-from pipelines.expressions.ir import Kind, Node
+from pipelines.expressions.ir import Node, ValueKind
 
 MAX_COUNT = 1_000_000
 MAX_REGEX_CHARS = 200
@@ -43,7 +43,7 @@ def trunc(args: Sequence[Node]) -> Node:
     """Towards zero."""
     (x,) = args
     is_below = ir.Compare("<", x, ir.Number(0.0))
-    return ir.Case(((is_below, _call("ceil", x)),), _call("floor", x), Kind.NUMBER)
+    return ir.Case(((is_below, _call("ceil", x)),), _call("floor", x), ValueKind.NUMBER)
 
 
 def norm(args: Sequence[Node]) -> Node:
@@ -66,17 +66,17 @@ def clamp(args: Sequence[Node]) -> Node:
 
 def left(args: Sequence[Node]) -> Node:
     """The first n characters."""
-    return ir.Call("substr", (args[0], ir.Number(1.0), ir.Number(_count(args[1], 0))), Kind.TEXT)
+    return ir.Call("substr", (args[0], ir.Number(1.0), ir.Number(_count(args[1], 0))), ValueKind.TEXT)
 
 
 def right(args: Sequence[Node]) -> Node:
     """The last n characters."""
-    return ir.Call("right", (args[0], ir.Number(_count(args[1], 0))), Kind.TEXT)
+    return ir.Call("right", (args[0], ir.Number(_count(args[1], 0))), ValueKind.TEXT)
 
 
 def substr(args: Sequence[Node]) -> Node:
     """`count` characters from `start`, which counts from 1."""
-    return ir.Call("substr", (args[0], ir.Number(_count(args[1], 1)), ir.Number(_count(args[2], 0))), Kind.TEXT)
+    return ir.Call("substr", (args[0], ir.Number(_count(args[1], 1)), ir.Number(_count(args[2], 0))), ValueKind.TEXT)
 
 
 def replace(args: Sequence[Node]) -> Node:
@@ -84,22 +84,22 @@ def replace(args: Sequence[Node]) -> Node:
     old, new = _text(args[1]), _text(args[2])
     if not old or len(new.encode()) > len(old.encode()):
         raise ArgumentError("a text is replaced by one that is not longer, in bytes of UTF-8")
-    return ir.Call("replace", tuple(args), Kind.TEXT)
+    return ir.Call("replace", tuple(args), ValueKind.TEXT)
 
 
 def split_part(args: Sequence[Node]) -> Node:
     """The n-th part, counted from 1; NULL if there are fewer."""
-    return ir.Call("split_part", (args[0], ir.Text(_filled(args[1])), ir.Number(_count(args[2], 1))), Kind.TEXT)
+    return ir.Call("split_part", (args[0], ir.Text(_filled(args[1])), ir.Number(_count(args[2], 1))), ValueKind.TEXT)
 
 
 def occurrences(args: Sequence[Node]) -> Node:
     """Count how often a part stands in the text, without overlap."""
-    return ir.Call("occurrences", (args[0], ir.Text(_filled(args[1]))), Kind.NUMBER)
+    return ir.Call("occurrences", (args[0], ir.Text(_filled(args[1]))), ValueKind.NUMBER)
 
 
 def is_blank(args: Sequence[Node]) -> Node:
     """Nothing but blanks."""
-    return ir.Compare("=", _call("trim", args[0], kind=Kind.TEXT), ir.Text(""))
+    return ir.Compare("=", _call("trim", args[0], kind=ValueKind.TEXT), ir.Text(""))
 
 
 def matches(args: Sequence[Node]) -> Node:
@@ -117,32 +117,32 @@ def matches(args: Sequence[Node]) -> Node:
 def nullif(args: Sequence[Node]) -> Node:
     """NULL where both are equal, else the first."""
     a, b = args
-    if a.kind not in (Kind.NUMBER, Kind.TEXT, Kind.BOOL, Kind.TIME):
+    if a.kind not in (ValueKind.NUMBER, ValueKind.TEXT, ValueKind.BOOL, ValueKind.TIME):
         raise ArgumentError(f"cannot compare {a.kind}")
     return ir.Case(((ir.Compare("=", a, b), ir.Nothing(a.kind)),), a, a.kind)
 
 
-def zoned(name: str, gives: Kind) -> Callable[[Sequence[Node]], Node]:
+def zoned(name: str, gives: ValueKind) -> Callable[[Sequence[Node]], Node]:
     """A calendar function: of the clock on the wall of the zone."""
     return lambda args: ir.Call(name, (_local(args),), gives)
 
 
 def quarter(args: Sequence[Node]) -> Node:
     """1 to 4."""
-    moved = ir.Arithmetic("+", ir.Call("month", (_local(args),), Kind.NUMBER), ir.Number(2.0))
+    moved = ir.Arithmetic("+", ir.Call("month", (_local(args),), ValueKind.NUMBER), ir.Number(2.0))
     return _call("floor", ir.Arithmetic("/", moved, ir.Number(3.0)))
 
 
 def minute_of_day(args: Sequence[Node]) -> Node:
     """0 to 1439."""
     local = _local(args)
-    hours = ir.Arithmetic("*", ir.Call("hour", (local,), Kind.NUMBER), ir.Number(60.0))
-    return ir.Arithmetic("+", hours, ir.Call("minute", (local,), Kind.NUMBER))
+    hours = ir.Arithmetic("*", ir.Call("hour", (local,), ValueKind.NUMBER), ir.Number(60.0))
+    return ir.Arithmetic("+", hours, ir.Call("minute", (local,), ValueKind.NUMBER))
 
 
 def is_weekend(args: Sequence[Node]) -> Node:
     """Saturday or Sunday."""
-    return ir.Compare(">=", ir.Call("day_of_week", (_local(args),), Kind.NUMBER), ir.Number(6.0))
+    return ir.Compare(">=", ir.Call("day_of_week", (_local(args),), ValueKind.NUMBER), ir.Number(6.0))
 
 
 def time_between(args: Sequence[Node]) -> Node:
@@ -169,7 +169,7 @@ def geo_in_box(args: Sequence[Node]) -> Node:
     lat, lon, south, west, north, east = args
     is_between = (ir.Compare(">=", lon, west), ir.Compare("<=", lon, east))
     crosses = ir.Compare(">", west, east)
-    around = ir.Case(((crosses, ir.Or(is_between)),), ir.And(is_between), Kind.BOOL)
+    around = ir.Case(((crosses, ir.Or(is_between)),), ir.And(is_between), ValueKind.BOOL)
     return ir.And((ir.Compare(">=", lat, south), ir.Compare("<=", lat, north), around))
 
 
@@ -180,16 +180,16 @@ def geo_in_polygon(args: Sequence[Node]) -> Node:
         read_polygon(polygon)
     except PolygonError as error:
         raise ArgumentError(str(error)) from error
-    return ir.Compare("=", ir.Call("geo_inside", tuple(args), Kind.NUMBER), ir.Number(1.0))
+    return ir.Compare("=", ir.Call("geo_inside", tuple(args), ValueKind.NUMBER), ir.Number(1.0))
 
 
 def list_contains(args: Sequence[Node]) -> Node:
     """Whether an item equals the literal; NULL items equal nothing."""
     items, item = args
-    wanted = Kind.TEXT if items.kind is Kind.TEXTS else Kind.NUMBER
+    wanted = ValueKind.TEXT if items.kind is ValueKind.TEXTS else ValueKind.NUMBER
     if item.kind is not wanted:
         raise ArgumentError(f"it looks for {wanted} in a {items.kind}, not for {item.kind}")
-    return ir.Call("list_contains", (items, item), Kind.BOOL)
+    return ir.Call("list_contains", (items, item), ValueKind.BOOL)
 
 
 def list_any(args: Sequence[Node]) -> Node:
@@ -199,18 +199,18 @@ def list_any(args: Sequence[Node]) -> Node:
 
 def list_get(args: Sequence[Node]) -> Node:
     """The n-th item, counted from 1; NULL if there are fewer."""
-    kind = Kind.TEXT if args[0].kind is Kind.TEXTS else Kind.NUMBER
+    kind = ValueKind.TEXT if args[0].kind is ValueKind.TEXTS else ValueKind.NUMBER
     return ir.Call("list_get", (args[0], ir.Number(_count(args[1], 1))), kind)
 
 
-def _call(name: str, *args: Node, kind: Kind = Kind.NUMBER) -> Node:
+def _call(name: str, *args: Node, kind: ValueKind = ValueKind.NUMBER) -> Node:
     return ir.Call(name, args, kind)
 
 
 def _local(args: Sequence[Node]) -> Node:
     zone = _text(args[1]) if len(args) > 1 else _UTC
     try:
-        return ir.Call("local", (args[0], ir.Text(zone_text(zone))), Kind.TIME)
+        return ir.Call("local", (args[0], ir.Text(zone_text(zone))), ValueKind.TIME)
     except ValueError as error:
         raise ArgumentError(str(error)) from error
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import polars as pl
 
-from catchment.rules.rule import EdgeRule
+from catchment.rules.rule import SqlExpression
 from pipelines.errors import ExpressionError
 from pipelines.expressions import ir
-from pipelines.expressions.ir import Kind, Node, cost, refs
+from pipelines.expressions.ir import Node, ValueKind, cost, refs
 from pipelines.expressions.parse import Lowering, parse_bounded
 from pipelines.expressions.to_polars import as_column, as_value_column, to_polars
 from pipelines.expressions.to_sqlite import to_sqlite
@@ -27,7 +27,7 @@ from schemas.envelope import EVENT_TIME
 
 _LITERALS = (ir.Number, ir.Text, ir.Truth, ir.Moment, ir.Nothing)
 MAX_COST = 2_000
-VALUE_KINDS = frozenset({Kind.NUMBER, Kind.TEXT, Kind.BOOL, Kind.TIME})
+VALUE_KINDS = frozenset({ValueKind.NUMBER, ValueKind.TEXT, ValueKind.BOOL, ValueKind.TIME})
 
 # What a rule may read of every row, beside the contract's columns.
 ROW_COLUMNS: Mapping[str, ColumnType] = {
@@ -92,18 +92,18 @@ def _decided(node: Node) -> Node:
 
 def _computed(node: Node) -> Node:
     expression = to_polars(node)
-    value: Any = pl.select(expression.to_physical() if node.kind is Kind.TIME else expression).item()
+    value: Any = pl.select(expression.to_physical() if node.kind is ValueKind.TIME else expression).item()
     return _literal(value, node.kind)
 
 
-def _literal(value: Any, kind: Kind) -> Node:
+def _literal(value: Any, kind: ValueKind) -> Node:
     if value is None:
         return ir.Nothing(kind)
-    if kind is Kind.NUMBER:
+    if kind is ValueKind.NUMBER:
         return ir.Number(float(value))
-    if kind is Kind.TEXT:
+    if kind is ValueKind.TEXT:
         return ir.Text(str(value))
-    return ir.Moment(int(value)) if kind is Kind.TIME else ir.Truth(bool(value))
+    return ir.Moment(int(value)) if kind is ValueKind.TIME else ir.Truth(bool(value))
 
 
 def _junction(node: ir.And | ir.Or) -> Node:
@@ -116,7 +116,7 @@ def _junction(node: ir.And | ir.Or) -> Node:
     if not open_parts:
         return ir.Truth(not decides)
     if all(isinstance(part, ir.Nothing) for part in open_parts):
-        return ir.Nothing(Kind.BOOL)
+        return ir.Nothing(ValueKind.BOOL)
     return open_parts[0] if len(open_parts) == 1 else replace(node, parts=open_parts)
 
 
@@ -167,7 +167,7 @@ class Expression:
     def to_polars(self) -> pl.Expr:
         """The Polars expression with this meaning, for a frame with the raw columns."""
         generated = to_polars(self.folded)
-        return as_column(generated) if self.node.kind is Kind.BOOL else as_value_column(generated)
+        return as_column(generated) if self.node.kind is ValueKind.BOOL else as_value_column(generated)
 
     def errors(self) -> "Expression | None":
         """The expression that is true for the rows in which a part of this one failed; None if no part of it can.
@@ -177,7 +177,7 @@ class Expression:
         failed = faults(self.node)
         return None if failed is None else Expression(self.text, failed)
 
-    def to_edge(self) -> EdgeRule:
+    def to_edge(self) -> SqlExpression:
         """The same meaning for a device, which evaluates it with `catchment.rules.evaluator`.
 
         Raises:
@@ -201,7 +201,7 @@ def compile_expression(
         ExpressionError: not in the language, or not of the right kinds; the message shows where.
     """
     node = Lowering(columns, allow_tags, allow_labels).lower(parse_bounded(text))
-    if node.kind is not Kind.BOOL:
+    if node.kind is not ValueKind.BOOL:
         raise ExpressionError(f"the expression gives {node.kind}, but must be true or false; compare it with something")
     return _affordable(text, node)
 
@@ -272,7 +272,7 @@ def _of_case(node: ir.Case) -> list[Node]:
     if any(below):
         values = [each or ir.Truth(value=False) for each in below]
         branches = tuple((condition, value) for (condition, _), value in zip(node.branches, values, strict=False))
-        found.append(ir.Case(branches, values[-1], Kind.BOOL))
+        found.append(ir.Case(branches, values[-1], ValueKind.BOOL))
     return found
 
 

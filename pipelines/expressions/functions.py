@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pipelines.expressions import expand
-from pipelines.expressions.ir import Kind, Node
+from pipelines.expressions.ir import Node, ValueKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +12,7 @@ class Function:
     """A function of the language.
 
     Attributes:
-        takes: kinds of its arguments; the last repeats when `variadic`. Kind.NULL stands for any kind, the same for all of
+        takes: kinds of its arguments; the last repeats when `variadic`. `ValueKind.NULL` stands for any kind, the same for all of
             them and the result. A tuple of kinds says that each of them will do.
         gives: the kind of its result.
         build: makes its node; without it the node is a call of the same name, which every engine knows.
@@ -21,8 +21,8 @@ class Function:
     """
 
     name: str
-    takes: tuple[Kind | tuple[Kind, ...], ...]
-    gives: Kind
+    takes: tuple[ValueKind | tuple[ValueKind, ...], ...]
+    gives: ValueKind
     example: str
     build: Callable[[Sequence[Node]], Node] | None = None
     literals: frozenset[int] = field(default_factory=frozenset)
@@ -30,12 +30,12 @@ class Function:
     variadic: bool = False
 
 
-_N, _T, _B, _TIME, _ANY = Kind.NUMBER, Kind.TEXT, Kind.BOOL, Kind.TIME, Kind.NULL
-_LIST, _ITEM = (Kind.TEXTS, Kind.NUMBERS), (Kind.TEXT, Kind.NUMBER)
+_N, _T, _B, _TIME, _ANY = ValueKind.NUMBER, ValueKind.TEXT, ValueKind.BOOL, ValueKind.TIME, ValueKind.NULL
+_LIST, _ITEM = (ValueKind.TEXTS, ValueKind.NUMBERS), (ValueKind.TEXT, ValueKind.NUMBER)
 _REST = frozenset(range(1, 64))
 
 
-def _zoned(name: str, gives: Kind = _N) -> Function:
+def _zoned(name: str, gives: ValueKind = _N) -> Function:
     example = f"{name}(event_time, 'Europe/Berlin')"
     return Function(name, (_TIME, _T), gives, example, expand.zoned(name, gives), frozenset({1}), optional=1)
 
@@ -98,7 +98,7 @@ FUNCTIONS: dict[str, Function] = {
         Function(
             "list_any", (_LIST, _ITEM), _B, "list_any(labels, 'car', 'van')", expand.list_any, _REST, variadic=True
         ),
-        Function("list_length", ((*_LIST, Kind.ITEMS),), _N, "list_length(labels)"),
+        Function("list_length", ((*_LIST, ValueKind.ITEMS),), _N, "list_length(labels)"),
         Function("list_get", (_LIST, _N), _ANY, "list_get(labels, 1)", expand.list_get, frozenset({1})),
     )
 }  # fmt: skip

@@ -7,7 +7,7 @@ from typing import TypeAlias
 from schemas.contract import ColumnType
 
 
-class Kind(StrEnum):
+class ValueKind(StrEnum):
     """Kinds of values of an expression. All numbers are doubles, on every engine."""
 
     NUMBER = "number"
@@ -21,25 +21,25 @@ class Kind(StrEnum):
     NULL = "null"  # a NULL whose kind the place it stands in decides
 
 
-KINDS: dict[ColumnType, Kind] = {
-    ColumnType.STRING: Kind.TEXT,
-    ColumnType.BOOL: Kind.BOOL,
-    ColumnType.INT32: Kind.NUMBER,
-    ColumnType.INT64: Kind.NUMBER,
-    ColumnType.FLOAT32: Kind.NUMBER,
-    ColumnType.FLOAT64: Kind.NUMBER,
-    ColumnType.TIMESTAMP: Kind.TIME,
-    ColumnType.BINARY: Kind.BYTES,
-    ColumnType.LIST_STRING: Kind.TEXTS,
-    ColumnType.LIST_BOOL: Kind.BYTES,
-    ColumnType.LIST_INT32: Kind.NUMBERS,
-    ColumnType.LIST_INT64: Kind.NUMBERS,
-    ColumnType.LIST_FLOAT32: Kind.NUMBERS,
-    ColumnType.LIST_FLOAT64: Kind.NUMBERS,
-    ColumnType.VECTOR_FLOAT32: Kind.NUMBERS,
-    ColumnType.VECTOR_FLOAT64: Kind.NUMBERS,
-    ColumnType.STRUCT: Kind.BYTES,
-    ColumnType.LIST_STRUCT: Kind.ITEMS,
+KINDS: dict[ColumnType, ValueKind] = {
+    ColumnType.STRING: ValueKind.TEXT,
+    ColumnType.BOOL: ValueKind.BOOL,
+    ColumnType.INT32: ValueKind.NUMBER,
+    ColumnType.INT64: ValueKind.NUMBER,
+    ColumnType.FLOAT32: ValueKind.NUMBER,
+    ColumnType.FLOAT64: ValueKind.NUMBER,
+    ColumnType.TIMESTAMP: ValueKind.TIME,
+    ColumnType.BINARY: ValueKind.BYTES,
+    ColumnType.LIST_STRING: ValueKind.TEXTS,
+    ColumnType.LIST_BOOL: ValueKind.BYTES,
+    ColumnType.LIST_INT32: ValueKind.NUMBERS,
+    ColumnType.LIST_INT64: ValueKind.NUMBERS,
+    ColumnType.LIST_FLOAT32: ValueKind.NUMBERS,
+    ColumnType.LIST_FLOAT64: ValueKind.NUMBERS,
+    ColumnType.VECTOR_FLOAT32: ValueKind.NUMBERS,
+    ColumnType.VECTOR_FLOAT64: ValueKind.NUMBERS,
+    ColumnType.STRUCT: ValueKind.BYTES,
+    ColumnType.LIST_STRUCT: ValueKind.ITEMS,
 }
 
 
@@ -51,7 +51,7 @@ class Number:
     """A finite double."""
 
     value: float
-    kind: Kind = Kind.NUMBER
+    kind: ValueKind = ValueKind.NUMBER
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Text:
     """A string."""
 
     value: str
-    kind: Kind = Kind.TEXT
+    kind: ValueKind = ValueKind.TEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Truth:
     """TRUE or FALSE."""
 
     value: bool
-    kind: Kind = Kind.BOOL
+    kind: ValueKind = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +75,14 @@ class Moment:
     """A point in time, microseconds since 1970 in UTC."""
 
     micros: int
-    kind: Kind = Kind.TIME
+    kind: ValueKind = ValueKind.TIME
 
 
 @dataclass(frozen=True, slots=True)
 class Nothing:
     """NULL of a kind."""
 
-    kind: Kind = Kind.NULL
+    kind: ValueKind = ValueKind.NULL
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Ref:
     type: ColumnType
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> ValueKind:
         """The kind of the column's type."""
         return KINDS[self.type]
 
@@ -118,7 +118,7 @@ class Has:
     """Whether the row carries this tag."""
 
     tag: str
-    kind: Kind = Kind.BOOL
+    kind: ValueKind = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class Arithmetic:
     op: str
     left: "Node"
     right: "Node"
-    kind: Kind = Kind.NUMBER
+    kind: ValueKind = ValueKind.NUMBER
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class Negate:
     """The number with its sign turned."""
 
     operand: "Node"
-    kind: Kind = Kind.NUMBER
+    kind: ValueKind = ValueKind.NUMBER
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class Compare:
     op: str
     left: "Node"
     right: "Node"
-    kind: Kind = Kind.BOOL
+    kind: ValueKind = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ class And:
     """Three-valued conjunction."""
 
     parts: tuple["Node", ...]
-    kind: Kind = Kind.BOOL
+    kind: ValueKind = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class Or:
     """Three-valued disjunction."""
 
     parts: tuple["Node", ...]
-    kind: Kind = Kind.BOOL
+    kind: ValueKind = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class Not:
     """Three-valued negation."""
 
     operand: "Node"
-    kind: Kind = Kind.BOOL
+    kind: ValueKind = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ class Member:
 
     operand: "Node"
     values: tuple[Number | Text | Moment | Truth, ...]
-    kind: Kind = Kind.BOOL
+    kind: ValueKind = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ class Like:
 
     operand: "Node"
     pattern: str
-    kind: Kind = Kind.BOOL
+    kind: ValueKind = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ class Matches:
 
     operand: "Node"
     pattern: str
-    kind: Kind = Kind.BOOL
+    kind: ValueKind = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ class IsNull:
     """Whether the operand is NULL; never NULL itself."""
 
     operand: "Node"
-    kind: Kind = Kind.BOOL
+    kind: ValueKind = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +214,7 @@ class Case:
 
     branches: tuple[tuple["Node", "Node"], ...]
     default: "Node"
-    kind: Kind
+    kind: ValueKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +223,7 @@ class Call:
 
     name: str
     args: tuple["Node", ...]
-    kind: Kind
+    kind: ValueKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +232,7 @@ class CountItems:
 
     operand: Ref
     condition: "Node"
-    kind: Kind = Kind.NUMBER
+    kind: ValueKind = ValueKind.NUMBER
 
 
 Literal: TypeAlias = Number | Text | Moment | Truth

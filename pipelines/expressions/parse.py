@@ -18,7 +18,7 @@ from pipelines.errors import ExpressionError
 from pipelines.expressions import ir
 from pipelines.expressions.expand import ArgumentError
 from pipelines.expressions.functions import FUNCTIONS, Function
-from pipelines.expressions.ir import Kind, Node
+from pipelines.expressions.ir import Node, ValueKind
 from schemas.contract import ColumnType
 from schemas.envelope import parse_time
 from schemas.errors import EnvelopeError
@@ -64,7 +64,7 @@ LABEL_RULES = ("latest", "majority", "unanimous")  # how several labels of a row
 _ITEM = "item."  # how a condition over the objects of a list names their fields
 _OVER_ITEMS = {name: f"{name}(boxes, item.score > 0.5)" for name in ("any_item", "all_items", "count_items")}
 _TASK = re.compile(r"[a-z][a-z0-9_-]{0,62}")
-_COMPARABLE = frozenset({Kind.NUMBER, Kind.TEXT, Kind.BOOL, Kind.TIME})
+_COMPARABLE = frozenset({ValueKind.NUMBER, ValueKind.TEXT, ValueKind.BOOL, ValueKind.TIME})
 
 
 class _Grammar(Parser):
@@ -206,19 +206,21 @@ class Lowering:
         if kind in _COMPARISONS:
             return _comparison(_COMPARISONS[kind], self.lower(tree.this), self.lower(tree.expression), tree)
         if kind in _ARITHMETIC:
-            return ir.Arithmetic(_ARITHMETIC[kind], self._of(tree.this, Kind.NUMBER), self._of(tree.expression, Kind.NUMBER))
+            return ir.Arithmetic(
+                _ARITHMETIC[kind], self._of(tree.this, ValueKind.NUMBER), self._of(tree.expression, ValueKind.NUMBER)
+            )
         handler = self._HANDLERS.get(kind)
         if handler is None:
             raise ExpressionError(f"{kind.__name__} cannot stand here{position(tree)}")
         return handler(self, tree)
 
-    def _of(self, tree: exp.Expression, wanted: Kind | tuple[Kind, ...]) -> Node:
+    def _of(self, tree: exp.Expression, wanted: ValueKind | tuple[ValueKind, ...]) -> Node:
         node = self.lower(tree)
-        kinds = (wanted,) if isinstance(wanted, Kind) else wanted
-        if Kind.TIME in kinds and isinstance(node, ir.Text):
+        kinds = (wanted,) if isinstance(wanted, ValueKind) else wanted
+        if ValueKind.TIME in kinds and isinstance(node, ir.Text):
             return _moment(node, tree)
         if node.kind not in kinds:
-            hint = "; compare with IS NULL, or give it a value with coalesce()" if node.kind is Kind.NULL else ""
+            hint = "; compare with IS NULL, or give it a value with coalesce()" if node.kind is ValueKind.NULL else ""
             raise ExpressionError(f"{_show(tree)} is {node.kind}, but {' or '.join(kinds)} is needed{position(tree)}{hint}")
         return node
 
@@ -242,7 +244,7 @@ class Lowering:
         return ir.Number(value)
 
     def _negate(self, tree: exp.Expression) -> Node:
-        operand = self._of(tree.this, Kind.NUMBER)
+        operand = self._of(tree.this, ValueKind.NUMBER)
         return ir.Number(-operand.value) if isinstance(operand, ir.Number) else ir.Negate(operand)
 
     def _chain(self, tree: exp.Expression) -> Node:
@@ -255,7 +257,7 @@ class Lowering:
             if type(current) is kind:
                 waiting += [current.expression, current.this]
             else:
-                parts.append(self._of(current, Kind.BOOL))
+                parts.append(self._of(current, ValueKind.BOOL))
         return ir.And(tuple(parts)) if kind is exp.And else ir.Or(tuple(parts))
 
     def _between(self, tree: exp.Expression) -> Node:
@@ -277,7 +279,7 @@ class Lowering:
         return ir.Member(operand, tuple(values))
 
     def _like(self, tree: exp.Expression) -> Node:
-        operand = self._of(tree.this, Kind.TEXT)
+        operand = self._of(tree.this, ValueKind.TEXT)
         pattern = tree.expression
         if not (isinstance(pattern, exp.Literal) and pattern.is_string):
             raise ExpressionError(f"LIKE needs a text literal as its pattern{position(tree)}")
@@ -291,8 +293,8 @@ class Lowering:
             return ir.IsNull(self.lower(tree.this))
         if not isinstance(tree.expression, exp.Boolean):
             raise ExpressionError(f"IS is followed by [NOT] NULL, TRUE or FALSE{position(tree)}")
-        operand = self._of(tree.this, Kind.BOOL)
-        return ir.Call("coalesce", (operand if tree.expression.this else ir.Not(operand), ir.Truth(value=False)), Kind.BOOL)
+        operand = self._of(tree.this, ValueKind.BOOL)
+        return ir.Call("coalesce", (operand if tree.expression.this else ir.Not(operand), ir.Truth(value=False)), ValueKind.BOOL)
 
     def _case(self, tree: exp.Expression) -> Node:
         subject = None if tree.this is None else self.lower(tree.this)
@@ -301,7 +303,9 @@ class Lowering:
         for branch in tree.args["ifs"]:
             condition = branch.this
             conditions.append(
-                self._of(condition, Kind.BOOL) if subject is None else _comparison("=", subject, self.lower(condition), branch)
+                self._of(condition, ValueKind.BOOL)
+                if subject is None
+                else _comparison("=", subject, self.lower(condition), branch)
             )
             values.append(self.lower(branch.args["true"]))
         default = tree.args.get("default")
@@ -321,14 +325,14 @@ class Lowering:
         for index, (arg, tree) in enumerate(zip(args, trees, strict=True)):
             if index in function.literals and not isinstance(arg, ir.Number | ir.Text):
                 raise ExpressionError(f"{function.name}() takes a literal here{position(tree)}, as in {function.example}")
-        kind = args[0].kind if function.gives is Kind.NULL else function.gives
+        kind = args[0].kind if function.gives is ValueKind.NULL else function.gives
         try:
             return function.build(args) if function.build else ir.Call(function.name, tuple(args), kind)
         except ArgumentError as error:
             raise ExpressionError(f"{function.name}(){position(at)}: {error}; an example is {function.example}") from error
 
     def _arguments(self, function: Function, trees: list[exp.Expression], at: exp.Expression) -> list[Node]:
-        if function.takes[0] is Kind.NULL:
+        if function.takes[0] is ValueKind.NULL:
             return _unify([self.lower(tree) for tree in trees], at, f"the arguments of {function.name}()")
         wanted = [*function.takes, *[function.takes[-1]] * (len(trees) - len(function.takes))]
         return [self._of(tree, kind) for tree, kind in zip(trees, wanted, strict=False)]
@@ -358,20 +362,20 @@ class Lowering:
         """any_item, all_items or count_items over the objects of a list; the condition reads `item.field`."""
         if len(tree.expressions) != 2:
             raise ExpressionError(f"{name}() takes a list of objects and a condition{position(tree)}, as in {_OVER_ITEMS[name]}")
-        items = self._of(tree.expressions[0], Kind.ITEMS)
+        items = self._of(tree.expressions[0], ValueKind.ITEMS)
         if not isinstance(items, ir.Ref):
             raise ExpressionError(f"{name}() takes a column{position(tree)}, as in {_OVER_ITEMS[name]}")
         start = f"{items.name}[]."
         fields = {f"{_ITEM}{key.removeprefix(start)}": type_ for key, type_ in self.columns.items() if key.startswith(start)}
         condition = Lowering(fields, allow_tags=False).lower(tree.expressions[1])
-        if condition.kind is not Kind.BOOL:
+        if condition.kind is not ValueKind.BOOL:
             raise ExpressionError(f"{name}() takes a condition, not {condition.kind}{position(tree)}, as in {_OVER_ITEMS[name]}")
         count = ir.CountItems(items, condition)
         if name == "count_items":
             return count
         if name == "any_item":
             return ir.Compare(">", count, ir.Number(0.0))
-        return ir.Compare("=", count, ir.Call("list_length", (items,), Kind.NUMBER))
+        return ir.Compare("=", count, ir.Call("list_length", (items,), ValueKind.NUMBER))
 
     def _label(self, tree: exp.Expression) -> Node:
         """What people say about the row, as the text of a class."""
@@ -391,7 +395,7 @@ class Lowering:
         exp.Boolean: lambda _, tree: ir.Truth(bool(tree.this)),
         exp.Null: lambda _self, _tree: ir.Nothing(),
         exp.Paren: lambda self, tree: self.lower(tree.this),
-        exp.Not: lambda self, tree: ir.Not(self._of(tree.this, Kind.BOOL)),
+        exp.Not: lambda self, tree: ir.Not(self._of(tree.this, ValueKind.BOOL)),
         exp.Neg: _negate,
         exp.And: _chain,
         exp.Or: _chain,
@@ -406,20 +410,20 @@ class Lowering:
 
 def _comparison(op: str, left: Node, right: Node, at: exp.Expression) -> Node:
     left, right = _align(left, right, at)
-    if Kind.NULL in (left.kind, right.kind):
+    if ValueKind.NULL in (left.kind, right.kind):
         raise ExpressionError(f"a comparison with NULL is never true{position(at)}; write IS NULL or IS NOT NULL")
     if left.kind is not right.kind or left.kind not in _COMPARABLE:
         raise ExpressionError(f"cannot compare {left.kind} with {right.kind}{position(at)}: {_show(at)}")
-    if left.kind is Kind.BOOL and op not in ("=", "<>"):
+    if left.kind is ValueKind.BOOL and op not in ("=", "<>"):
         raise ExpressionError(f"bool knows only = and <>{position(at)}")
     return ir.Compare(op, left, right)
 
 
 def _align(left: Node, right: Node, at: exp.Expression) -> tuple[Node, Node]:
     """A text literal beside a time is read as a time."""
-    if left.kind is Kind.TIME and isinstance(right, ir.Text):
+    if left.kind is ValueKind.TIME and isinstance(right, ir.Text):
         return left, _moment(right, at)
-    if right.kind is Kind.TIME and isinstance(left, ir.Text):
+    if right.kind is ValueKind.TIME and isinstance(left, ir.Text):
         return _moment(left, at), right
     return left, right
 
@@ -433,7 +437,7 @@ def _moment(text: ir.Text, at: exp.Expression) -> ir.Moment:
 
 def _unify(nodes: list[Node], at: exp.Expression, what: str) -> list[Node]:
     """All of one kind; each NULL takes the kind of the others."""
-    kinds = sorted({node.kind for node in nodes} - {Kind.NULL})
+    kinds = sorted({node.kind for node in nodes} - {ValueKind.NULL})
     if len(kinds) != 1:
         raise ExpressionError(f"{what} must be of one kind, not {' and '.join(kinds) or 'all NULL'}{position(at)}")
     return [ir.Nothing(kinds[0]) if isinstance(node, ir.Nothing) else node for node in nodes]

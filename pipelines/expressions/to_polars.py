@@ -24,15 +24,16 @@ from catchment.rules import geo
 from catchment.rules.calendar import EARLIEST_US, LATEST_US, read_zone
 from catchment.rules.functions import BLANKS, NUMBER_TEXT
 from pipelines.expressions import ir
-from pipelines.expressions.ir import Kind, Node, Ref
+from pipelines.expressions.ir import Node, Ref, ValueKind
 from schemas.contract import ColumnType
 
 ColumnReader = Callable[[Ref], pl.Expr]
 _MAKES_NAN = frozenset({"sqrt", "list_get", "geo_distance_m", "geo_inside"})
 _NAN = float("nan")
 _TIME = pl.Datetime("us", "UTC")
-_DTYPES: dict[Kind, pl.DataType] = {
-    Kind.NUMBER: pl.Float64(), Kind.TEXT: pl.String(), Kind.BOOL: pl.Boolean(), Kind.TIME: _TIME, Kind.BYTES: pl.Binary(),
+_DTYPES: dict[ValueKind, pl.DataType] = {
+    ValueKind.NUMBER: pl.Float64(), ValueKind.TEXT: pl.String(), ValueKind.BOOL: pl.Boolean(), ValueKind.TIME: _TIME,
+    ValueKind.BYTES: pl.Binary(),
 }  # fmt: skip
 _COMPARE: dict[str, Callable[[pl.Expr, pl.Expr], pl.Expr]] = {
     "=": pl.Expr.eq, "<>": pl.Expr.ne, "<": pl.Expr.lt, "<=": pl.Expr.le, ">": pl.Expr.gt, ">=": pl.Expr.ge,
@@ -51,12 +52,12 @@ def normalised(ref: Ref) -> pl.Expr:
 
 
 def _normal(column: pl.Expr, ref: Ref) -> pl.Expr:
-    if ref.kind is Kind.NUMBERS:
+    if ref.kind is ValueKind.NUMBERS:
         return column.cast(pl.List(pl.Float64))
-    if ref.kind is Kind.NUMBER:
+    if ref.kind is ValueKind.NUMBER:
         number = column.cast(pl.Float64)
         return number.replace(_NAN, None) if ref.type in (ColumnType.FLOAT32, ColumnType.FLOAT64) else number
-    return column.cast(_TIME) if ref.kind is Kind.TIME else column
+    return column.cast(_TIME) if ref.kind is ValueKind.TIME else column
 
 
 def to_polars(node: Node, read: ColumnReader = normalised) -> pl.Expr:
@@ -123,7 +124,7 @@ def _compare(node: ir.Compare, read: ColumnReader) -> pl.Expr:
 
 def _member(node: ir.Member, read: ColumnReader) -> pl.Expr:
     operand = to_polars(node.operand, read)
-    if node.operand.kind is Kind.TEXT and len(node.values) > 4:
+    if node.operand.kind is ValueKind.TEXT and len(node.values) > 4:
         return operand.is_in([value.value for value in node.values if isinstance(value, ir.Text)])
     return reduce(or_, (operand == to_polars(value, read) for value in node.values))
 

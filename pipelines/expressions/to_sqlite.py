@@ -10,17 +10,17 @@ from typing import Any
 
 import msgspec
 
-from catchment.rules.rule import EdgeRule, Parameter
+from catchment.rules.rule import Parameter, SqlExpression
 from pipelines.errors import ExpressionError
 from pipelines.expressions import ir
-from pipelines.expressions.ir import Kind, Node, refs
+from pipelines.expressions.ir import Node, ValueKind, refs
 from schemas.errors import EdgeRuleError
 
 # What SQLite itself has with the language's meaning; all others are those of `catchment.rules.functions`.
 _OWN = {"abs": "abs", "coalesce": "coalesce", "least": "min", "greatest": "max"}
 
 
-def to_sqlite(node: Node, *, of_item: bool = False) -> EdgeRule:
+def to_sqlite(node: Node, *, of_item: bool = False) -> SqlExpression:
     """The rule for a device with this node's meaning; `of_item`: over the fields of an object of a list.
 
     Raises:
@@ -30,7 +30,7 @@ def to_sqlite(node: Node, *, of_item: bool = False) -> EdgeRule:
     sql = writer.write(node)
     columns = {ref.field if of_item else ref.name: ref.type for ref in sorted(refs(node), key=lambda ref: ref.name)}
     try:
-        return EdgeRule(sql, tuple(writer.parameters), columns)
+        return SqlExpression(sql, tuple(writer.parameters), columns)
     except EdgeRuleError as error:
         raise ExpressionError(f"not for a device: {error}") from error
 
@@ -53,14 +53,14 @@ class _Writer:
 
 def _ref(writer: _Writer, node: ir.Ref) -> str:
     if writer.of_item:
-        return f'CAST("{node.field}" AS REAL)' if node.kind is Kind.NUMBER else f'"{node.field}"'
+        return f'CAST("{node.field}" AS REAL)' if node.kind is ValueKind.NUMBER else f'"{node.field}"'
     if node.name.startswith(ir.LABEL):
         task = node.name.split(":")[1]
         raise ExpressionError(f"label('{task}') asks for what people said later, which a device does not have; use columns")
     if node.field:
         raise ExpressionError(f"{node.name} is a field of a struct, which no device keeps")
     # The name is one of the contract's: of a-z, 0-9 and '_'.
-    return f'CAST("{node.name}" AS REAL)' if node.kind is Kind.NUMBER else f'"{node.name}"'
+    return f'CAST("{node.name}" AS REAL)' if node.kind is ValueKind.NUMBER else f'"{node.name}"'
 
 
 def _has(_writer: _Writer, node: ir.Has) -> str:

@@ -8,7 +8,6 @@ some silently. The last step writes the one file that says that all items are do
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,7 +15,7 @@ import msgspec
 from pipelines.ingest.work import ItemResult, Prepared, Work, keep_failures, raise_failures
 from pipelines.ingest.worker_main import local_folder, settle_or_fail
 from pipelines.ingest.workers import WorkerPool
-from pipelines.lake.lake import lake_at
+from pipelines.lake.lake import Lake, lake_at
 from pipelines.lake.layout import failed_path, prepared_path
 from pipelines.runners.engine import Engine, RunnerKind
 from pipelines.runners.run import apache_beam, beam, run_pipeline
@@ -45,8 +44,8 @@ class Settle(apache_beam.DoFn):
 class Prepare(apache_beam.DoFn):
     """Writes down that all items of a run are done, and what they wrote."""
 
-    def __init__(self, root: str, run: int) -> None:
-        self._root, self._run, self._remote = root, run, lake_at(Path(root)).store.remote_config
+    def __init__(self, lake: Lake, run: int) -> None:
+        self._root, self._run, self._remote = str(lake.root), run, lake.store.remote_config
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterable[int]:
         """All results in, the run's number out."""
@@ -64,7 +63,7 @@ class Prepare(apache_beam.DoFn):
 
 
 def build(
-    pipeline: apache_beam.Pipeline, works: Sequence[Work], root: str, run: int, worker_count: int = 0, *, spread: bool = True
+    pipeline: apache_beam.Pipeline, works: Sequence[Work], lake: Lake, run: int, worker_count: int = 0, *, spread: bool = True
 ) -> Any:
     """Build the graph of a run. `spread`: the runner spreads the items; else one element holds them, and the worker pool does."""
     elements = [(work,) for work in works] if spread else [tuple(works)]
@@ -74,16 +73,16 @@ def build(
         | "Spread" >> beam.Reshuffle()
         | "Settle" >> beam.ParDo(Settle(worker_count))
         | "Together" >> beam.GroupByKey()
-        | "Prepare" >> beam.ParDo(Prepare(root, run))
+        | "Prepare" >> beam.ParDo(Prepare(lake, run))
     )
 
 
-def run_graph(works: Sequence[Work], root: str, run: int, engine: Engine, worker_count: int = 0) -> None:
+def run_graph(works: Sequence[Work], lake: Lake, run: int, engine: Engine, worker_count: int = 0) -> None:
     """Run the graph to its end.
 
     Args:
         works: the work items; at least one.
-        root: the lake root, as the workers see it.
+        lake: the lake, whose root the workers see under the same path.
         run: the run's number.
         engine: where it runs.
         worker_count: child processes of each worker that settle the items; 0: the worker itself does.
@@ -94,12 +93,12 @@ def run_graph(works: Sequence[Work], root: str, run: int, engine: Engine, worker
         FaultError: our own code failed on these segments.
         PipelineError: a worker said what must be done first.
     """
-    lake_at(Path(root)).delete(failed_path(Path(root), run))
+    lake.delete(failed_path(lake.root, run))
     # A runner with workers of its own spreads the items itself; each of its workers then needs but one child.
     here = engine.kind is RunnerKind.DIRECT
     size = worker_count if here else min(1, worker_count)
-    run_pipeline(engine, f"run {run}", lambda pipeline: build(pipeline, works, root, run, size, spread=not (here and size)))
-    raise_failures(lake_at(Path(root)), run)
+    run_pipeline(engine, f"run {run}", lambda pipeline: build(pipeline, works, lake, run, size, spread=not (here and size)))
+    raise_failures(lake, run)
 
 
 @lru_cache(maxsize=1)

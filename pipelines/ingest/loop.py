@@ -52,6 +52,7 @@ from pipelines.lake.table import TableStates, check_evolution
 from pipelines.policy.documents import newest_number, policies_in_force
 from pipelines.policy.engine import Tagger
 from pipelines.runners.engine import Engine
+from schemas.topics import Topics
 
 log = structlog.get_logger(__name__)
 
@@ -219,7 +220,7 @@ class RunLoop:
         fault_breaker = FaultBreaker(config.run.fault_breaker_share, config.run.fault_breaker_count)
         self._context = RunContext(engine, limits, worker_count, fault_breaker, config.run.max_device_ranges)
         self._state = load_state(self._lake)
-        self._receipts = sink_of(publisher, config, clock)
+        self._receipts = sink_of(publisher, self._lake, Topics(config.broker.namespace), clock)
         self._receipts.mark_pending(self._state.ledger, self._state.ledger.devices_with_receipt())
         self.rules = RuleBook(self._lake, config.contracts, config.policies)
         self._heads: dict[SegmentRef, SegmentHeads] = {}

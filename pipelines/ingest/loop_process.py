@@ -97,7 +97,7 @@ def run_loop(
             stack.enter_context(scratch(lake.root, "run"))
             broker_client_context(config.broker)  # what is wrong with its files must stop the start, not the first receipt
             ready = stack.enter_context(opened(engine, config.run.worker_test_s))
-            sender = stack.enter_context(ReceiptSender(config, client_id, clock))
+            sender = stack.enter_context(ReceiptSender(lake, config.broker, client_id, clock))
             workers = (
                 worker_pool(config.run.worker_processes)
                 if config.run.worker_processes and ready.kind is RunnerKind.DIRECT

@@ -169,11 +169,11 @@ def find_segments(lake: Lake, cursors: Mapping[str, int], limit: int) -> list[Se
 def _is_lost(lake: Lake, folder: Path, number: int) -> bool:
     """Whether a segment was taken away: a bridge leaves no gap, so nothing would ever come to fill it.
 
-    Of a remote lake nobody asks: each look would cost more requests, and there a bridge closes the gap itself.
+    Where a look costs a request nobody looks: there a bridge closes the gap itself.
     """
-    if not lake.store.is_on_disk:
+    if lake.store.looks_per_listing > 1:
         return False
-    return any(sealed_path(folder, later).exists() for later in range(number + 1, number + 1 + LOOKS_BEYOND_A_HOLE))
+    return any(lake.size(sealed_path(folder, later)) is not None for later in range(number + 1, number + 1 + LOOKS_BEYOND_A_HOLE))
 
 
 def write_pins(lake: Lake, pins: Pins) -> str:

@@ -24,11 +24,11 @@ from catchment.runtime.mqtt_link import (
     make_client,
     open_connection,
 )
-from pipelines.config import BrokerConfig, CoreConfig
+from pipelines.config import CoreBrokerConfig
 from pipelines.errors import RetryLaterError
 from pipelines.ingest.receipt_outbox import NOT_SENT, Broken, LinkLimits, ReceiptAnswer, ReceiptOutbox
 from pipelines.ingest.receipts import Outgoing, PageBook, Publisher, ReceiptSink
-from pipelines.lake.lake import lake_at
+from pipelines.lake.lake import Lake
 from pipelines.lake.ledger import Ledger
 from schemas.topics import Topics
 
@@ -88,7 +88,7 @@ class MqttLink:
         wake: called, from paho's thread, when there is an answer; must not block.
     """
 
-    def __init__(self, broker: BrokerConfig, client_id: str, clock: Clock, wake: Callable[[], None]) -> None:
+    def __init__(self, broker: CoreBrokerConfig, client_id: str, clock: Clock, wake: Callable[[], None]) -> None:
         self._broker = broker
         self._client_id = client_id
         self._clock = clock
@@ -166,7 +166,11 @@ class _Connection:
     """One connection, from CONNECT to its end, which is told once."""
 
     def __init__(
-        self, broker: BrokerConfig, client_id: str, answers: "queue.SimpleQueue[ReceiptAnswer | Broken]", wake: Callable[[], None]
+        self,
+        broker: CoreBrokerConfig,
+        client_id: str,
+        answers: "queue.SimpleQueue[ReceiptAnswer | Broken]",
+        wake: Callable[[], None],
     ) -> None:
         self._broker = broker
         self._answers = answers
@@ -236,17 +240,18 @@ class ReceiptSender:
     """Publishes receipts until the block is left.
 
     Args:
-        config: broker and lake root.
+        lake: the lake, for what is retained on the broker.
+        broker: the broker.
         client_id: this role's name at the broker.
         clock: monotonic time.
     """
 
-    def __init__(self, config: CoreConfig, client_id: str, clock: Clock) -> None:
+    def __init__(self, lake: Lake, broker: CoreBrokerConfig, client_id: str, clock: Clock) -> None:
         self._clock = clock
         self._wake = Event()
         self._stop = Event()
-        self._link = MqttLink(config.broker, client_id, clock, self._wake.set)
-        self._outbox = ReceiptOutbox(self._link, Topics(config.broker.namespace), clock, PageBook(lake_at(config.lake_root)))
+        self._link = MqttLink(broker, client_id, clock, self._wake.set)
+        self._outbox = ReceiptOutbox(self._link, Topics(broker.namespace), clock, PageBook(lake))
         self._thread: Thread | None = None
         self.failure: BaseException | None = None
 
@@ -312,9 +317,8 @@ class ReceiptSender:
             self._link.close()
 
 
-def sink_of(publisher: Publisher | ReceiptSender, config: CoreConfig, clock: Clock) -> ReceiptSink:
+def sink_of(publisher: Publisher | ReceiptSender, lake: Lake, topics: Topics, clock: Clock) -> ReceiptSink:
     """The sender as it is; a publisher that waits for the broker behind an outbox of its own."""
     if isinstance(publisher, ReceiptSender):
         return publisher
-    topics = Topics(config.broker.namespace)
-    return ReceiptOutbox(DirectLink(publisher), topics, clock, PageBook(lake_at(config.lake_root)))
+    return ReceiptOutbox(DirectLink(publisher), topics, clock, PageBook(lake))

@@ -15,7 +15,7 @@ import structlog
 
 from catchment.runtime.clock import Clock, SystemClock
 from catchment.runtime.mqtt_link import PubackClient, close_connection, make_client, open_connection
-from pipelines.config import BrokerConfig
+from pipelines.config import CoreBrokerConfig
 from pipelines.errors import RetryLaterError
 from pipelines.lake.books import floors_of, refused_of
 from pipelines.lake.lake import Lake
@@ -126,7 +126,7 @@ class MqttPublisher:
         ConfigError: a TLS file is missing or not what it should be.
     """
 
-    def __init__(self, broker: BrokerConfig, client_id: str, clock: Clock | None = None) -> None:
+    def __init__(self, broker: CoreBrokerConfig, client_id: str, clock: Clock | None = None) -> None:
         self.refusals = Refusals(Topics(broker.namespace), clock or SystemClock())
         self._broker = broker
         self._client_id = client_id

@@ -420,7 +420,7 @@ def _prepare(lake: Lake, plan: Plan, admitted: Admitted, context: RunContext) ->
     items = works(lake, plan, admitted, context.limits)
     if not items:
         return Prepared(plan.run, ())
-    run_graph(items, str(lake.root), plan.run, context.engine, context.worker_count)
+    run_graph(items, lake, plan.run, context.engine, context.worker_count)
     prepared = read_prepared(lake, plan.run)
     if prepared is None or len(prepared.items) != len(items):
         done = 0 if prepared is None else len(prepared.items)

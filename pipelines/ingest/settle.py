@@ -39,7 +39,7 @@ from pipelines.ingest.quarantine import (
 from pipelines.ingest.tabulate import Target, write_group
 from pipelines.ingest.work import Faults, ItemResult, RefusalCount, Settled, Work
 from pipelines.lake.files import NewFile, write_table_file
-from pipelines.lake.lake import lake_at
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import QUARANTINE, stream_table
 from pipelines.lake.quarantined import kind_of
 from schemas.contract import Contract
@@ -57,10 +57,11 @@ _kind = lru_cache(maxsize=4_096)(kind_of)
 MAX_PROBES = 400
 
 
-def settle_item(work: Work, tell: Callable[[int, int], None] | None = None) -> ItemResult:
+def settle_item(lake: Lake, work: Work, tell: Callable[[int, int], None] | None = None) -> ItemResult:
     """Settle every fresh sample of the item and write its files.
 
     Args:
+        lake: the lake.
         work: the item.
         tell: told the place (segment, message) of each message before it is opened.
 
@@ -68,9 +69,9 @@ def settle_item(work: Work, tell: Callable[[int, int], None] | None = None) -> I
         CorruptLakeError: a segment or the rules are not what was written.
         OSError: the disk refused.
     """
-    settler = Settler(work)
+    settler = Settler(lake, work)
     poison = frozenset(work.poison)
-    for place, message, fresh_spans in _placed(work):
+    for place, message, fresh_spans in _placed(lake, work):
         if place in poison:
             settler.refuse(message, fresh_spans, STAGE_DECODE, "the body ends the process that reads it")
             continue
@@ -83,17 +84,17 @@ def settle_item(work: Work, tell: Callable[[int, int], None] | None = None) -> I
     return settler.finish()
 
 
-def unsettled(work: Work) -> Iterator[tuple[Message, FreshSpans]]:
+def unsettled(lake: Lake, work: Work) -> Iterator[tuple[Message, FreshSpans]]:
     """The messages of an item with their fresh seqs, in order."""
-    for _place, message, fresh_spans in _placed(work):
+    for _place, message, fresh_spans in _placed(lake, work):
         yield message, fresh_spans
 
 
-def _placed(work: Work) -> Iterator[tuple[tuple[int, int], Message, FreshSpans]]:
+def _placed(lake: Lake, work: Work) -> Iterator[tuple[tuple[int, int], Message, FreshSpans]]:
     for index, (segment, fresh_by_place) in enumerate(zip(work.segments, work.fresh_by_place, strict=True)):
         place = 0
         # Its checksums were checked when it was planned or resumed, a moment ago.
-        for batch in read_segment(_local_segment(work, segment), checked=work.remote is None):
+        for batch in read_segment(_local_segment(lake, segment), checked=work.remote is None):
             for message in messages(batch):
                 yield (index, place), message, fresh_by_place[place]
                 place += 1
@@ -102,10 +103,10 @@ def _placed(work: Work) -> Iterator[tuple[tuple[int, int], Message, FreshSpans]]
 class Settler:
     """Collects envelopes until a group is large enough to be written."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, lake: Lake, work: Work) -> None:
         self._work = work
-        self._lake = lake_at(Path(work.root))
-        self._pins = _pins(work.root, work.pins)
+        self._lake = lake
+        self._pins = _pins(lake, work.pins)
         self._groups: dict[GroupKey, Group] = {}
         self._parts: Counter[str] = Counter()
         self._bytes = 0
@@ -155,7 +156,7 @@ class Settler:
         wanted = {(one.segment, one.message): one for one in self._work.unadmitted}
         if not wanted:
             return
-        for place, message, _fresh_spans in _placed(self._work):
+        for place, message, _fresh_spans in _placed(self._lake, self._work):
             one = wanted.get(place)
             if one is not None and one.spans:
                 self._reject_whole(message, one.spans, one.stage, one.reason)
@@ -265,13 +266,13 @@ class Settler:
         self._refusals.add(rejection.origin.device or "", name, rejection.reason, rejection.count)
 
 
-def _local_segment(work: Work, segment: SegmentRef) -> Path:
-    return lake_at(Path(work.root)).local(segment_path(lake_at(Path(work.root)), segment))
+def _local_segment(lake: Lake, segment: SegmentRef) -> Path:
+    return lake.local(segment_path(lake, segment))
 
 
 @lru_cache(maxsize=4)
-def _pins(root: str, digest: str) -> Pins:
-    return read_pins(lake_at(Path(root)), digest)
+def _pins(lake: Lake, digest: str) -> Pins:
+    return read_pins(lake, digest)
 
 
 class RefusalTally:
@@ -311,7 +312,7 @@ class Faulty(NamedTuple):
     reason: str
 
 
-def settle_around_faults(work: Work) -> ItemResult:
+def settle_around_faults(lake: Lake, work: Work) -> ItemResult:
     """Settle an item whose plain settling failed by a fault of our own.
 
     Raises:
@@ -319,12 +320,12 @@ def settle_around_faults(work: Work) -> ItemResult:
         OSError: the disk refused.
         Exception: the fault is not in any sample; nothing can be refused to get around it.
     """
-    units = [Unit(message, fresh_spans) for message, fresh_spans in unsettled(work)]
-    faulty = {id(one.unit.message): one for one in _Search(work).among(units)}
+    units = [Unit(message, fresh_spans) for message, fresh_spans in unsettled(lake, work)]
+    faulty = {id(one.unit.message): one for one in _Search(lake, work).among(units)}
     for one in faulty.values():
         log.error("fault_isolated", run=work.run, item=work.item, device=one.unit.message.device, stream=one.unit.message.stream,
                   seqs=one.unit.fresh_spans, reason=one.reason)  # fmt: skip
-    settler = Settler(work)
+    settler = Settler(lake, work)
     for message, fresh_spans in units:
         if id(message) in faulty:
             refused = faulty[id(message)]
@@ -341,8 +342,8 @@ def settle_around_faults(work: Work) -> ItemResult:
 
 
 class _Search:
-    def __init__(self, work: Work) -> None:
-        self._work = work
+    def __init__(self, lake: Lake, work: Work) -> None:
+        self._lake, self._work = lake, work
         self._probes = 0
 
     def among(self, units: Sequence[Unit]) -> list[Faulty]:
@@ -375,7 +376,7 @@ class _Search:
         self._probes += 1
         if self._probes > MAX_PROBES:
             return "not told apart from its neighbours, which fail too often"
-        settler = Settler(self._work)
+        settler = Settler(self._lake, self._work)
         return fault_of(lambda: _settle(settler, units))
 
 

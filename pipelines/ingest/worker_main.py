@@ -23,7 +23,7 @@ from pipelines.config import RemoteConfig
 from pipelines.ingest.settle import settle_around_faults, settle_item
 from pipelines.ingest.work import FAULT, ItemResult, Work, failure_of
 from pipelines.lake.files import payload_paths, upload_files, upload_payloads
-from pipelines.lake.lake import lake_at
+from pipelines.lake.lake import Lake, lake_at
 from pipelines.lake.remote import bind, remote_of
 from pipelines.logs import log_to_stderr
 
@@ -56,14 +56,13 @@ def local_folder(root: str, remote: RemoteConfig | None) -> Path:
     return folder
 
 
-def upload(work: Work, result: ItemResult) -> ItemResult:
+def upload(lake: Lake, work: Work, result: ItemResult) -> ItemResult:
     """The same result, once its files are in the remote lake; those here are deleted.
 
     Raises:
         RetryLaterError: the storage is away.
         CorruptLakeError: a file is gone, or of another size.
     """
-    lake = lake_at(Path(work.root))
     if work.remote is not None and result.failure is None:
         upload_payloads(lake, result.files)
         upload_files(lake, result.files)
@@ -85,7 +84,8 @@ def settle_or_fail(work: Work, note: Callable[[bytes], None] | None = None) -> I
 
     try:
         work = localize(work)
-        return upload(work, settle_item(work, tell if work.careful and note is not None else None))
+        lake = lake_at(Path(work.root))
+        return upload(lake, work, settle_item(lake, work, tell if work.careful and note is not None else None))
     except Exception as error:  # noqa: BLE001  # the family is told in the result, whatever it is
         failure = failure_of(error)
         is_of_the_item = failure.kind == FAULT or (isinstance(error, MemoryError) and work.limits.worker_memory_bytes > 0)
@@ -93,7 +93,7 @@ def settle_or_fail(work: Work, note: Callable[[bytes], None] | None = None) -> I
         return ItemResult(work.item, (), (), failure)
     log.error("fault_met", run=work.run, item=work.item, trace=failure.trace)
     try:
-        return upload(work, settle_around_faults(work))
+        return upload(lake, work, settle_around_faults(lake, work))
     except Exception as error:  # noqa: BLE001  # likewise
         return ItemResult(work.item, (), (), failure_of(error))
 

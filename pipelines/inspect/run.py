@@ -27,7 +27,7 @@ from pipelines.inspect.code import MAX_KILLS, UserWorker, checked_code
 from pipelines.inspect.columns import ERRORS, own_patterns, step_columns, step_digest
 from pipelines.inspect.image import ModelInspector, exif_facts, image_facts
 from pipelines.inspect.suspended import SuspensionBook
-from pipelines.lake.lake import Lake, lake_at
+from pipelines.lake.lake import Lake
 from schemas.contract import PiiClass
 from schemas.inspectors import MAX_TEXT_CHARS, PATTERNS
 from schemas.policy import InspectStep
@@ -227,7 +227,7 @@ def _inspect(lake: Lake | None, rows: pa.Table, step: InspectStep, payload: Payl
     if step.use == "exif":
         return _each(rows, step, payload, cache, exif_facts, names)
     if step.use == "onnx":
-        return _each(rows, step, payload, cache, _model(str(lake.root if lake else ""), msgspec.json.encode(step)).look, names)
+        return _each(rows, step, payload, cache, _model(lake, msgspec.json.encode(step)).look, names)
     return _inspect_by_user(lake, rows, step, payload, cache)
 
 
@@ -297,7 +297,7 @@ def _inspect_text(rows: pa.Table, step: InspectStep, payload: Payloads) -> Inspe
 
 
 def _inspect_by_user(lake: Lake | None, rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache) -> Inspected:
-    worker = _kept_worker(str(lake.root if lake else ""), msgspec.json.encode(step))
+    worker = _kept_worker(lake, msgspec.json.encode(step))
     book = SuspensionBook(lake) if lake else None
     if book is not None:  # another process may have suspended it, or a new version of its policy lifted it
         worker.sync_suspension(is_suspended=book.inspector(step) is not None)
@@ -341,16 +341,22 @@ def _filled(rows: pa.Table, name: str, column: pa.Array) -> pa.Table:
     return rows.set_column(place, rows.schema.field(place), pc.coalesce(had, column.cast(had.type)))
 
 
-@lru_cache(maxsize=16)
-def _model(root: str, step: bytes) -> ModelInspector:
-    parsed = msgspec.json.decode(step, type=InspectStep)
-    return ModelInspector(checked_code(lake_at(Path(root)), parsed), parsed)
+def _code(lake: Lake | None, step: InspectStep) -> Path:
+    if lake is None:
+        raise ConfigError(f"inspector {step.use}: its file is read from a lake; `catchment policy preview` runs it")
+    return checked_code(lake, step)
 
 
 @lru_cache(maxsize=16)
-def _kept_worker(root: str, step: bytes) -> UserWorker:
+def _model(lake: Lake | None, step: bytes) -> ModelInspector:
     parsed = msgspec.json.decode(step, type=InspectStep)
-    worker = _worker(parsed, checked_code(lake_at(Path(root)), parsed) if parsed.code else None)
+    return ModelInspector(_code(lake, parsed), parsed)
+
+
+@lru_cache(maxsize=16)
+def _kept_worker(lake: Lake | None, step: bytes) -> UserWorker:
+    parsed = msgspec.json.decode(step, type=InspectStep)
+    worker = _worker(parsed, _code(lake, parsed) if parsed.code else None)
     atexit.register(worker.close)
     return worker
 

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.contracts.arrow import private_columns
+from pipelines.errors import ConfigError
 from pipelines.inspect.columns import step_columns
 from pipelines.inspect.run import Payloads, inspect_rows
 from pipelines.lake.lake import Lake
@@ -20,8 +21,8 @@ _REFERENCES = ("payload_shard", "payload_row", "payload_offset", "payload_length
 _KEY = ("device", "epoch", "seq")
 
 
-def fresh_payloads(lake: Lake, rows: pa.Table) -> Payloads:
-    """The payloads of rows that a run is about to write: in the table, or, if they travelled in parts, under objects/."""
+def fresh_payloads(lake: Lake | None, rows: pa.Table) -> Payloads:
+    """The payloads of rows that a run is about to write: in the table, or, of those that travelled in parts, under objects/."""
     if PAYLOAD not in rows.column_names:
         return lambda _place: None
     bodies, digests = rows.column(PAYLOAD), rows.column(PAYLOAD_SHA256)
@@ -31,6 +32,8 @@ def fresh_payloads(lake: Lake, rows: pa.Table) -> Payloads:
         digest = digests[place].as_py()
         if body is not None or digest is None:
             return body
+        if lake is None:
+            raise ConfigError(f"the row with payload_sha256 {digest}: its payload lies in a lake; give rows with their payloads")
         with open_referred(lake, object_name(digest), f"the row with payload_sha256 {digest}") as file:
             return file.read() if os.fstat(file.fileno()).st_size <= MAX_INSPECTED_BYTES else None
 

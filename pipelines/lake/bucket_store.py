@@ -1,5 +1,6 @@
 """A lake in a bucket, with a folder of this machine as its working copy."""
 
+import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,8 +33,8 @@ class BucketStore:
     bucket: Remote
 
     @property
-    def is_on_disk(self) -> bool:
-        """False: the folder has copies."""
+    def renames_folders(self) -> bool:
+        """False: a bucket has files only."""
         return False
 
     @property
@@ -46,6 +47,10 @@ class BucketStore:
         """The bucket's configuration."""
         return self.bucket.config
 
+    def has_local(self, name: str) -> bool:
+        """Whether there is a copy."""
+        return os.path.lexists(self.folder / name)
+
     def local(self, name: str) -> Path:
         """Path of a file that never changes, fetched unless it is here."""
         path = self.folder / name
@@ -56,6 +61,9 @@ class BucketStore:
     def fetch(self, name: str, path: Path) -> bool:
         """Write an object to a file, a piece at a time."""
         return self.bucket.fetch(name, path)
+
+    def check_plain(self, name: str, paths: Iterable[str]) -> None:
+        """Do nothing: a bucket holds no links."""
 
     def read(self, name: str) -> bytes:
         """Read an object, whatever lies here."""
@@ -126,6 +134,19 @@ class BucketStore:
         for name in [*names]:  # they may be found by looking at the folders they are deleted from
             (self.folder / name).unlink(missing_ok=True)
 
+    def copies(self, name: str, pattern: str) -> list[str]:
+        """Files of the working copy."""
+        found = (path for path in sorted((self.folder / name).glob(pattern)) if path.is_file())
+        return [str(path.relative_to(self.folder)) for path in found]
+
+    def publish(self, name: str, body: bytes) -> None:
+        """Put the file."""
+        self.put(name, body)
+
+    def published(self, name: str) -> list[Stored]:
+        """Every object below the folder."""
+        return self.files(name)
+
     @contextmanager
     def claimed(self, name: str, what: str, *, owner: str = "", stop: Event | None = None) -> Iterator[Callable[[], None]]:
         """Hold an object that says who holds it, and replace it again and again."""
@@ -145,6 +166,13 @@ class BucketStore:
     def table_options(self) -> dict[str, str] | None:
         """How the table library reaches the bucket; it takes keys from the environment."""
         return self.bucket.table_options()
+
+    def prepare_table(self, name: str) -> None:
+        """Do nothing: a bucket has no folders."""
+
+    def table_stamp(self, name: str) -> tuple[int, int] | None:  # noqa: ARG002  # of no table
+        """None: a listing of the log costs as much as opening the table."""
+        return None
 
     def may_have_table(self, name: str) -> bool:  # noqa: ARG002  # answering would cost a request, as opening does
         """Always."""

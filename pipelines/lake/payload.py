@@ -255,7 +255,7 @@ def read_payload(lake: Lake, shard: str, offset: int, length: int, row: int, of:
     checked_name(shard, of)
     if 0 < offset < PREFIX_BYTES or min(offset, length, row) < 0:
         raise BadReferenceError(f"{of}: refers to {length} bytes at {offset} of {shard}, row {row}; no file has such; restore it")
-    if not lake.store.is_on_disk and not os.path.lexists(lake.root / shard):
+    if not lake.store.has_local(shard):
         return _read_part(lake.store, shard, offset, length)
     with open_referred(lake, shard, of) as file:
         descriptor, path = file.fileno(), lake.root / shard
@@ -312,9 +312,9 @@ def _pieces(rows: Int64s, lengths: Int64s) -> list[Int64s]:
 def _read_piece(lake: Lake, refs: PayloadRefs, rows: list[int], ends: Int64s, memory: memoryview) -> None:
     """Read rows of one shard, by ascending offset, to their places."""
     shard = refs.shards[rows[0]]
-    is_here = lake.store.is_on_disk or os.path.lexists(lake.root / shard)
     with ExitStack() as stack:
-        file = stack.enter_context(open_referred(lake, shard, refs.samples(rows[0]))) if is_here else None
+        is_local = lake.store.has_local(shard)
+        file = stack.enter_context(open_referred(lake, shard, refs.samples(rows[0]))) if is_local else None
         offsets, lengths = refs.offsets[rows].tolist(), refs.lengths[rows].tolist()
         starts = ends[rows].tolist()
         block = _Block(file.fileno() if file is not None else -1)

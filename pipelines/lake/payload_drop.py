@@ -22,10 +22,8 @@ from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import CHIPS, PAYLOAD, STREAMS
 from pipelines.lake.payload import PayloadShard, PayloadWriter
-from pipelines.lake.reference import checked_name, open_referred, table_path
+from pipelines.lake.reference import checked_name, open_referred, read_footer, table_path
 from pipelines.lake.table import open_table, private_of, read_files
-from pipelines.lake.thrift_compact import decode_struct
-from pipelines.lake.thrift_compact import field as thrift_field
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +34,6 @@ _OF = "a row of a table"
 _KEY = ("device", "epoch", "seq")
 
 Int64s = npt.NDArray[np.int64]
-_FOOTER_ROWS = 3  # parquet.thrift: FileMetaData.num_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,15 +213,7 @@ def _merged(by_file: Mapping[str, Mapping[str, Int64s]]) -> dict[str, Int64s]:
 
 def _rows_in(lake: Lake, shard: str) -> int:
     """The rows of a shard, by its footer alone."""
-    path = lake.root / shard
-    size = lake.size(path)
-    if size is None:
-        raise CorruptLakeError(f"{path}: is gone, and rows refer to it; restore it")
-    if lake.store.is_on_disk:
-        with open_referred(lake, shard, f"a row of {STREAMS}") as file:
-            return int(pq.read_metadata(file).num_rows)
-    length = int.from_bytes(lake.store.read_part(shard, size - 8, 8)[:4], "little")
-    return int(thrift_field(decode_struct(lake.store.read_part(shard, size - 8 - length, length)), _FOOTER_ROWS))
+    return int(read_footer(lake, shard, f"a row of {STREAMS}").num_rows)
 
 
 def _groups(by_file: Mapping[str, Mapping[str, Int64s]], wasteful: set[str]) -> Iterator[_Group]:

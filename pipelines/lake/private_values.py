@@ -6,12 +6,10 @@ of every column into files that they rewrite. So maintenance looks at each file 
 
 import hashlib
 from collections.abc import Collection, Iterable
-from typing import Any
 
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import structlog
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
@@ -22,7 +20,7 @@ from pipelines.lake.commit import live_sizes, swap_files
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import looked_at_path
-from pipelines.lake.reference import referred_path
+from pipelines.lake.reference import read_footer
 from pipelines.lake.table import HOOKS, open_table, private_of, read_files, shown_columns, sync_log
 from pipelines.lake.workplace import workplace
 
@@ -152,22 +150,13 @@ def _bounded(table: DeltaTable, private: Collection[str]) -> set[str]:
 
 
 def _footer_shows(lake: Lake, name: str, private: Collection[str]) -> bool:
-    metadata = _footer(lake, name)
+    metadata = read_footer(lake, name, "the log of a table")
     for group in range(metadata.num_row_groups):
         for place in range(metadata.num_columns):
             chunk = metadata.row_group(group).column(place)
             if chunk.path_in_schema.split(".", 1)[0] in private and (chunk.is_stats_set or chunk.has_column_index):
                 return True
     return False
-
-
-def _footer(lake: Lake, name: str) -> Any:
-    store = lake.store
-    if store.is_on_disk or (lake.root / name).exists():
-        return pq.read_metadata(referred_path(lake, name, "the log of a table", fetch=False))
-    size = store.size(name) or 0
-    length = int.from_bytes(store.read_part(name, size - 8, 4), "little")
-    return pq.read_metadata(pa.BufferReader(b"PAR1" + store.read_part(name, size - 8 - length, length + 8)))
 
 
 def _lines(rows: pa.Table, private: Collection[str]) -> int:

@@ -10,8 +10,6 @@ import pyarrow.compute as pc
 
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import QUARANTINE, QUARANTINE_CLOSED
-from pipelines.lake.reference import check_table_files
-from pipelines.lake.table import open_table
 
 Rows = list[dict[str, Any]]
 
@@ -50,10 +48,9 @@ class Where:
 
 def heads(lake: Lake, where: Where) -> pa.Table:
     """The open rows, without their bytes."""
-    table = open_table(lake, QUARANTINE)
+    table = lake.view().checked_table(QUARANTINE)
     if table is None:
         return pa.schema([pa.field(name, pa.string()) for name in _HEADS]).empty_table()
-    check_table_files(lake, QUARANTINE, table)
     present = {field.name for field in table.schema().fields}
     rows = pa.table(table.to_pyarrow_table(columns=[name for name in _HEADS if name in present]))
     for name in _HEADS:
@@ -104,10 +101,9 @@ def kind_of(reason: str) -> str:
 
 def open_rows(lake: Lake, ids: Collection[str], max_rows: int, max_bytes: int) -> Rows:
     """The first of these rows that are still open, bytes and all, as many as the limits allow, one at least."""
-    table = open_table(lake, QUARANTINE)
+    table = lake.view().checked_table(QUARANTINE)
     if table is None or not ids:
         return []
-    check_table_files(lake, QUARANTINE, table)
     wanted = pa.array(sorted(ids), pa.string())
     dataset = table.to_pyarrow_dataset()
     light = _open(lake, dataset.to_table(columns=["id", "run"], filter=pc.field("id").isin(wanted)))
@@ -133,7 +129,7 @@ def _by_id(rows: Rows) -> Rows:
 
 def closed(lake: Lake) -> pa.Table:
     """The rows that were replayed or discarded."""
-    table = open_table(lake, QUARANTINE_CLOSED)
+    table = lake.view().table(QUARANTINE_CLOSED)
     return CLOSED_SCHEMA.empty_table() if table is None else pa.table(table.to_pyarrow_table())
 
 

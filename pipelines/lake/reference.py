@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from catchment.runtime.beneath import (
     RefusedFileError,
     binary_beneath,
-    folder_beneath,
     inner_parts,
     status_beneath,
-    why_refused,
 )
 from pipelines.errors import BadReferenceError, CorruptLakeError
 from pipelines.lake.lake import Lake
 
 _SHOWN = 120
+_MAGIC = b"PAR1"  # how a Parquet file begins and ends
+_FOOTER_END_BYTES = 8  # the footer's length, and the magic
 IS_SECOND_NAME = "a second name (hard link) of a private file"
 
 
@@ -149,26 +150,38 @@ def check_table_files(lake: Lake, name: str, table: DeltaTable) -> None:
         BadReferenceError: one is.
         CorruptLakeError: the table's folder cannot be read.
     """
-    if not lake.store.is_on_disk:
-        return
     of = f"the log of {name}"
+    paths = pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist()
     try:
-        with folder_beneath(lake.root, name) as folder:
-            for path in pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist():
-                _check_table_file(folder, checked_name(path, of), of)
+        lake.store.check_plain(name, (checked_name(path, of) for path in paths))
     except RefusedFileError as error:
-        raise _refused(name, of, str(error.strerror)) from error
+        raise _refused(error.filename, of, str(error.strerror)) from error
     except OSError as error:
         raise CorruptLakeError(f"{lake.root / name}: cannot be read ({error.strerror}); restore it") from error
 
 
-def _check_table_file(folder: int, path: str, of: str) -> None:
-    try:
-        reason = why_refused(os.stat(path, dir_fd=folder, follow_symlinks=False))
-    except FileNotFoundError:
-        return  # its reader says so
-    if reason:
-        raise _refused(path, of, reason)
+def read_footer(lake: Lake, name: str, of: str) -> pq.FileMetaData:
+    """The footer of a Parquet file of the lake; of a file that is not here nothing else is fetched.
+
+    Args:
+        lake: the lake.
+        name: path of the file.
+        of: what names it, for the message.
+
+    Raises:
+        BadReferenceError: the name leads out of the lake or through a link, or it is not a plain file.
+        CorruptLakeError: the file is missing or cannot be read.
+        RetryLaterError: the storage is unavailable.
+    """
+    checked = checked_name(name, of)
+    if lake.store.has_local(checked):
+        with open_referred(lake, checked, of) as file:
+            return pq.read_metadata(file)
+    size = lake.store.size(checked)
+    if size is None:
+        raise CorruptLakeError(f"{lake.root / checked}: is gone, and {of} refers to it; restore it")
+    length = int.from_bytes(lake.store.read_part(checked, size - _FOOTER_END_BYTES, 4), "little") + _FOOTER_END_BYTES
+    return pq.read_metadata(pa.BufferReader(_MAGIC + lake.store.read_part(checked, size - length, length)))
 
 
 def _refused(name: object, of: str, reason: str) -> BadReferenceError:

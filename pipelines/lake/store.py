@@ -17,7 +17,7 @@ from threading import Event, get_ident
 from typing import Protocol
 
 from catchment.runtime.atomic_files import sync_folder, write_atomic
-from catchment.runtime.beneath import binary_beneath
+from catchment.runtime.beneath import RefusedFileError, binary_beneath, folder_beneath, why_refused
 from pipelines.config import RemoteConfig
 from pipelines.errors import BadReferenceError, ConflictError, CorruptLakeError, PipelineError
 from pipelines.lake.layout import OBJECTS, backfills_folder
@@ -48,8 +48,8 @@ class Store(Protocol):
         ...
 
     @property
-    def is_on_disk(self) -> bool:
-        """Whether `folder` is the store itself, so that its files can be mapped, linked and locked."""
+    def renames_folders(self) -> bool:
+        """Whether a folder takes its place, and leaves it, in one step, so that none is ever half there."""
         ...
 
     @property
@@ -62,8 +62,20 @@ class Store(Protocol):
         """How another machine reaches the files; None where it must see the folder itself."""
         ...
 
+    def has_local(self, name: str) -> bool:
+        """Whether a file that never changes is opened in `folder`, without fetching it."""
+        ...
+
     def local(self, name: str) -> Path:
         """Path of a file that never changes, fetched first if need be. Nothing is there if the store has no such file."""
+        ...
+
+    def check_plain(self, name: str, paths: Iterable[str]) -> None:
+        """Refuse links among the files of a folder, for a library that would follow them.
+
+        Raises:
+            RefusedFileError: one of them, or the folder, is no plain file; its name is in the error.
+        """
         ...
 
     def fetch(self, name: str, path: Path) -> bool:
@@ -150,6 +162,18 @@ class Store(Protocol):
         """Delete the local copies of files that the store has. Nothing happens where `folder` is the store."""
         ...
 
+    def copies(self, name: str, pattern: str) -> list[str]:
+        """Names of the copies in `folder` below a folder, by a glob pattern; none where `folder` is the store."""
+        ...
+
+    def publish(self, name: str, body: bytes) -> None:
+        """Show other machines a small file that is written in `folder` again and again. Nothing to do where they see that."""
+        ...
+
+    def published(self, name: str) -> list[Stored]:
+        """The files below a folder that machines have published; none where all of them write into `folder`."""
+        ...
+
     def claimed(
         self, name: str, what: str, *, owner: str = "", stop: Event | None = None
     ) -> AbstractContextManager[Callable[[], None]]:
@@ -176,6 +200,17 @@ class Store(Protocol):
 
     def table_options(self) -> dict[str, str] | None:
         """How the table library reaches the store."""
+        ...
+
+    def prepare_table(self, name: str) -> None:
+        """Make the folder that the table library needs for a new table."""
+        ...
+
+    def table_stamp(self, name: str) -> tuple[int, int] | None:
+        """Two numbers that change when something is committed to a table, the second a time in ns.
+
+        None if there is no table, or if telling costs as much as opening it.
+        """
         ...
 
     def may_have_table(self, name: str) -> bool:
@@ -210,8 +245,8 @@ class LocalStore:
     objects: Store | None = None
 
     @property
-    def is_on_disk(self) -> bool:
-        """True: the folder is the store."""
+    def renames_folders(self) -> bool:
+        """True."""
         return True
 
     @property
@@ -223,6 +258,10 @@ class LocalStore:
     def remote_config(self) -> RemoteConfig | None:
         """None: other machines must see the folder."""
         return None
+
+    def has_local(self, name: str) -> bool:  # noqa: ARG002  # a file that is not there cannot be fetched either
+        """Always: the folder is the store."""
+        return True
 
     def local(self, name: str) -> Path:
         """Path of a file; an object of the other lake gets a second name here first."""
@@ -249,6 +288,14 @@ class LocalStore:
                     os.fsync(out.fileno())
         temporary.replace(path)
         return True
+
+    def check_plain(self, name: str, paths: Iterable[str]) -> None:
+        """Look at each file without following links. What is not there is left to its reader."""
+        with folder_beneath(self.folder, name) as folder:
+            for path in paths:
+                with suppress(FileNotFoundError):
+                    if reason := why_refused(os.stat(path, dir_fd=folder, follow_symlinks=False)):
+                        raise RefusedFileError(reason, Path(path))
 
     def read(self, name: str) -> bytes:
         """Read a file."""
@@ -340,6 +387,17 @@ class LocalStore:
     def evict(self, names: Iterable[str]) -> None:
         """Do nothing: these are no copies."""
 
+    def copies(self, name: str, pattern: str) -> list[str]:  # noqa: ARG002  # whatever the folder
+        """None: these are no copies."""
+        return []
+
+    def publish(self, name: str, body: bytes) -> None:
+        """Do nothing: all machines see the folder."""
+
+    def published(self, name: str) -> list[Stored]:  # noqa: ARG002  # likewise
+        """None: all machines write into the folder."""
+        return []
+
     @contextmanager
     def claimed(
         self,
@@ -363,6 +421,18 @@ class LocalStore:
     def table_options(self) -> dict[str, str] | None:
         """None are needed."""
         return None
+
+    def prepare_table(self, name: str) -> None:
+        """Make the table's folder."""
+        (self.folder / name).mkdir(parents=True, exist_ok=True)
+
+    def table_stamp(self, name: str) -> tuple[int, int] | None:
+        """The number and time of the log's folder."""
+        try:
+            stat = (self.folder / name / "_delta_log").stat()
+        except FileNotFoundError:
+            return None
+        return stat.st_ino, stat.st_mtime_ns
 
     def may_have_table(self, name: str) -> bool:
         """Whether there is a log."""

@@ -19,7 +19,6 @@ from pyarrow import fs
 
 from catchment.runtime.atomic_files import write_atomic
 from pipelines.errors import ConfigError, ConflictError, CorruptLakeError, RefusedError, RetryLaterError
-from pipelines.lake.delta_log import LOG_FOLDER
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import table_states_path
 from pipelines.lake.reference import table_path
@@ -142,8 +141,7 @@ def sync_log(lake: Lake, name: str, version: int | None = None) -> None:
 
 
 def _create(lake: Lake, name: str, schema: pa.Schema, private: Collection[str]) -> DeltaTable:
-    if lake.store.is_on_disk:
-        (lake.root / name).mkdir(parents=True, exist_ok=True)
+    lake.store.prepare_table(name)
     try:
         DeltaTable.create(
             lake.store.table_uri(name),
@@ -203,7 +201,7 @@ def _missing_columns(name: str, table: DeltaTable, schema: pa.Schema) -> list[pa
 
 
 class TableState(msgspec.Struct, frozen=True):
-    """A table as it was when its log's folder had this number and time: its application transactions, and its schema as JSON."""
+    """A table as it was at this stamp of the store (zeros: there is none): application transactions, and the schema as JSON."""
 
     inode: int
     changed_ns: int
@@ -265,11 +263,9 @@ class TableStates:
         Raises:
             OSError: the disk refused.
         """
-        if not self._lake.store.is_on_disk:
-            return
-        now_ns = time.time_ns()
+        before_ns = time.time_ns() - SETTLED_NS
         found = {name: state for name, state in self._found.items() if isinstance(state, TableState)}
-        kept = {**self._kept, **{name: each for name, each in found.items() if each.changed_ns < now_ns - SETTLED_NS}}
+        kept = {**self._kept, **{name: each for name, each in found.items() if 0 < each.changed_ns < before_ns}}
         if kept != self._kept:
             path = table_states_path(self._lake.root)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -280,10 +276,10 @@ class TableStates:
         kept = self._kept.get(name)
         if kept is None or not set(self._apps) <= set(kept.transactions):
             return None
-        return kept if _place(self._lake, name) == (kept.inode, kept.changed_ns) else None
+        return kept if self._lake.store.table_stamp(name) == (kept.inode, kept.changed_ns) else None
 
     def _opened(self, name: str) -> TableState | CorruptLakeError | None:
-        place = _place(self._lake, name)
+        stamp = self._lake.store.table_stamp(name) or (0, 0)  # taken before the table is opened
         try:
             table = open_table(self._lake, name)
         except CorruptLakeError as error:
@@ -291,18 +287,7 @@ class TableStates:
         if table is None:
             return None
         numbers = {app: table.transaction_version(app) or 0 for app in self._apps}
-        return TableState(*place, numbers, table.schema().to_json())
-
-
-def _place(lake: Lake, name: str) -> tuple[int, int]:
-    """The folder's number and time, taken before the table is opened; of a remote lake none that was ever kept."""
-    if not lake.store.is_on_disk:
-        return 0, 0
-    try:
-        stat = (lake.root / name / LOG_FOLDER).stat()
-    except FileNotFoundError:
-        return 0, 0
-    return stat.st_ino, stat.st_mtime_ns
+        return TableState(*stamp, numbers, table.schema().to_json())
 
 
 def _read(lake: Lake) -> dict[str, TableState]:

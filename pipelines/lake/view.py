@@ -1,8 +1,8 @@
 """The rows and payloads of a lake as people and programs read them: commands, notebooks, training sets, exports, re-tagging.
 
 Every such reader opens tables, their files and payloads here, so that there is one place where rules of access can stand.
-There are none yet: all is passed through. What keeps the lake itself (runs, maintenance, roll-ups) reads beside it, below
-`pipelines/lake` and in the few modules that a test names.
+There are none yet: all is passed through. Code that keeps the lake itself (runs, maintenance, roll-ups) opens tables without
+a view, in the few modules that a test names.
 """
 
 from dataclasses import dataclass
@@ -103,7 +103,7 @@ def streams(lake: Lake) -> Rows:
     """The stream tables and their size."""
     rows: Rows = []
     for name in lake.folders(STREAMS):
-        table = open_table(lake, stream_table(name))
+        table = lake.view().table(stream_table(name))
         if table is None:
             continue
         actions = pa.table(table.get_add_actions(flatten=True))

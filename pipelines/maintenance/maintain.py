@@ -30,6 +30,8 @@ from pipelines.quality.store import quality_table
 
 # Four times what maintenance leaves by default: few enough for a run to cost what it did, and reached at most every 1,500 runs.
 LONG_LOG_ENTRIES = 2_000
+# A log that grew longer before loops shortened it takes minutes, for which runs must not wait.
+MOST_LOG_ENTRIES = 20_000
 LOOK_EVERY_RUNS = 500
 
 log = structlog.get_logger(__name__)
@@ -167,6 +169,9 @@ class LogShortener:
         try:
             entries = sum(file.kind is LogKind.ENTRY for file in log_files(self._lake, COMMITS))
             if entries < self._long_log_entries:
+                return
+            if entries > MOST_LOG_ENTRIES:
+                log.warning("lake_not_maintained", entries=entries, hint="run `catchment maintain` once; it may take minutes")
                 return
             self._shorten(entries)
         except (PipelineError, OSError) as error:

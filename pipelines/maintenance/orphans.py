@@ -89,34 +89,38 @@ def unfinished(lake: Lake, run: int, cut: int) -> Iterator[Path]:
 
 
 def copies(lake: Lake, run: int, cut: int, cursors: Mapping[str, int]) -> Iterator[Path]:
-    """Find files in the working copy of a remote lake that are not needed there: the bucket has them, or nobody does.
+    """Find copies of a remote lake's files that are not needed here: the bucket has them, or nobody does.
 
     Files of the run and the cut in hand stay, and sets that the bucket has whole: they were brought to be read.
     """
     in_hand = (f"{run + 1:012d}", cut_prefix(cut + 1))
     for parent in _TABLES_AND_PAYLOADS:
-        found = (path for path in sorted((lake.root / parent).rglob("*")) if path.is_file() and not is_half_written(path.name))
+        found = (path for path in _copies(lake, parent) if not is_half_written(path.name))
         yield from (path for path in found if not any(part.startswith(in_hand) for part in path.relative_to(lake.root).parts))
-    for path in sorted((lake.root / LANDING).glob(f"*/*{SEALED_SUFFIX}")):
+    for path in _copies(lake, LANDING, f"*/*{SEALED_SUFFIX}"):
         number = segment_number(path)
         if number is not None and number < cursors.get(path.parent.name, run + 1 if path.parent.name == REPLAYS else 1):
             yield path
     yield from _not_here_for_long(lake, run)
-    for manifest in sorted((lake.root / SETS).glob(f"*/[0-9]*/{MANIFEST_NAME}")):
+    for manifest in _copies(lake, SETS, f"*/[0-9]*/{MANIFEST_NAME}"):
         if lake.size(manifest) is None:
             yield manifest.parent
 
 
+def _copies(lake: Lake, name: str, pattern: str = "**/*") -> list[Path]:
+    return [lake.root / each for each in lake.store.copies(name, pattern)]
+
+
 def _not_here_for_long(lake: Lake, run: int) -> Iterator[Path]:
-    whole = {file.name: file.bytes for file in lake.files(OBJECTS)} if any((lake.root / OBJECTS).glob("[0-9a-f]*")) else {}
-    for path in sorted((lake.root / OBJECTS).glob("[0-9a-f]*")):
+    objects = _copies(lake, OBJECTS, "[0-9a-f]*")
+    whole = {file.name: file.bytes for file in lake.files(OBJECTS)} if objects else {}
+    for path in objects:
         if whole.get(f"{OBJECTS}/{path.name}") == path.stat().st_size:
             yield path
-    kept = {file.name for file in lake.files(RUNS)}
-    old = (path for path in sorted((lake.root / RUNS).glob("[0-9]*.*")) if _run_of(path) <= run - KEPT_LEDGERS)
-    for path in (*old, *sorted((lake.root / RUNS / REQUESTS).glob("[0-9]*.json"))):
-        if str(path.relative_to(lake.root)) not in kept:
-            yield path
+    old = [path for path in _copies(lake, RUNS, "[0-9]*.*") if _run_of(path) <= run - KEPT_LEDGERS]
+    old += _copies(lake, f"{RUNS}/{REQUESTS}", "[0-9]*.json")
+    kept = {file.name for file in lake.files(RUNS)} if old else set()
+    yield from (path for path in old if lake.name_of(path) not in kept)
 
 
 def _run_of(path: Path) -> int:

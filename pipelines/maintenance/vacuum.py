@@ -241,7 +241,7 @@ class Vacuum:
 
     def _sets(self) -> None:
         """In a bucket the manifest of a set comes last: without one, and not being brought for a while, its builder died."""
-        if self._lake.store.is_on_disk:
+        if self._lake.store.renames_folders:
             return
         for version, files in sorted(set_versions(self._lake.files(SETS)).items()):
             if not any(_base(file) == MANIFEST_NAME for file in files) and all(map(self._is_old, files)):
@@ -257,10 +257,9 @@ class Vacuum:
             self._clear("orphans", path)
         for path in abandoned(self._lake.root):
             self._clear("orphans", path, is_dead=True)
-        if not self._lake.store.is_on_disk:
-            cursors = {} if self._plan is None else self._plan.next_numbers
-            for path in list(copies(self._lake, self._run, self._cut, cursors)):
-                self._clear("working_copies", path)
+        cursors = {} if self._plan is None else self._plan.next_numbers
+        for path in list(copies(self._lake, self._run, self._cut, cursors)):
+            self._clear("working_copies", path)
 
     def _clear(self, kind: str, path: Path, *, is_dead: bool = False) -> None:
         """Delete a file or folder of this disk once all of it is old, or is known to be dead. Nothing is asked of a bucket."""

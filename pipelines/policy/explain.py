@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipelines.expressions import ir
 from pipelines.expressions.expression import Expression, fold
-from pipelines.expressions.ir import Kind, Node
+from pipelines.expressions.ir import Node, ValueKind
 from pipelines.expressions.render import parts, render
 from pipelines.expressions.to_polars import to_polars
 from pipelines.policy.engine import Tagger
@@ -76,7 +76,7 @@ def value_of(node: Node, frame: pl.DataFrame) -> Any:
     """The value of a part for the one row of `frame`."""
     column = frame.select(to_polars(fold(node)).alias("value")).get_column("value")
     value = column.to_list()[0]
-    return value if node.kind is not Kind.NUMBER or value is None else float(value)
+    return value if node.kind is not ValueKind.NUMBER or value is None else float(value)
 
 
 def _missing(node: Node, frame: pl.DataFrame) -> str:
@@ -96,7 +96,7 @@ def _tell(node: Node, frame: pl.DataFrame) -> str:
 
 
 def _is_near(node: Node, frame: pl.DataFrame) -> bool:
-    if not isinstance(node, ir.Compare) or node.left.kind is not Kind.NUMBER or node.op == "<>":
+    if not isinstance(node, ir.Compare) or node.left.kind is not ValueKind.NUMBER or node.op == "<>":
         return False
     left, right = value_of(node.left, frame), value_of(node.right, frame)
     return left is not None and right is not None and abs(left - right) <= NEAR_SHARE * max(abs(left), abs(right))

@@ -18,13 +18,12 @@ from pipelines.inspect.code import bind_code
 from pipelines.inspect.columns import inspected, steps_of
 from pipelines.inspect.run import inspect_rows
 from pipelines.inspect.stored import fresh_payloads
-from pipelines.lake.lake import lake_at
 from pipelines.policy.documents import load_policy, parse_policy, to_yaml
 from pipelines.policy.engine import Tagger
 from pipelines.policy.explain import Explained, explain
 from pipelines.policy.preview import Preview
 from pipelines.policy.retag import readable
-from pipelines.policy.trial import Trial, try_policy
+from pipelines.policy.trial import PolicyTrial, try_policy
 from schemas.contract import RESERVED_COLUMNS, Column, ColumnType, Contract
 from schemas.policy import Policy as Document
 from schemas.policy import Rule
@@ -128,7 +127,7 @@ class Policy:
             for each in trial.failures
         ]
 
-    def test(self) -> Trial:
+    def test(self) -> PolicyTrial:
         """Run its examples.
 
         Raises:
@@ -183,7 +182,7 @@ class Policy:
         if any(step.code for step in steps):
             raise ConfigError("call your own inspector yourself and give its columns; `catchment policy preview` runs it")
         if steps:
-            rows = inspect_rows(None, rows, steps, fresh_payloads(lake_at(Path()), rows))
+            rows = inspect_rows(None, rows, steps, fresh_payloads(None, rows))
         return Tagger.compile([self.document], contract), rows
 
     def _contract(self, stream: str, table: pa.Table) -> Contract:

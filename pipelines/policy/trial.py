@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.contracts.arrow import ARROW_TYPES, arrow_type
-from pipelines.contracts.json_rows import CellError, cell_reader, column_reader
+from pipelines.contracts.json_rows import JsonCellError, cell_reader, column_reader
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError, NotFoundError, RefusedError
 from pipelines.expressions.expression import ROW_COLUMNS, Expression
@@ -33,7 +33,7 @@ class TrialFailure:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class PolicyTrial:
     """The result of a policy's examples.
 
     `unfired` are the tags that no example ever got; `untrue` the alternatives (sides of an OR, conditions of a CASE) that
@@ -61,7 +61,7 @@ def compile_policy(policy: Policy, contracts: ContractSet) -> tuple[Tagger, ...]
     return tuple(Tagger.compile([policy], _contract(policy, stream, contracts)) for stream in policy.streams)
 
 
-def try_policy(policy: Policy, contracts: ContractSet) -> Trial:
+def try_policy(policy: Policy, contracts: ContractSet) -> PolicyTrial:
     """Run the examples against the newest contract of each stream that has the columns they name.
 
     Raises:
@@ -87,7 +87,7 @@ def try_policy(policy: Policy, contracts: ContractSet) -> Trial:
     _refuse_strangers(policy, contracts)
     unfired = tuple(tag for tag in dict.fromkeys(rule.tag for rule in policy.rules) if tag not in fired)
     untrue = tuple(text for text, is_true in alternatives.items() if not is_true)
-    return Trial(policy, tuple(failures), unfired, untrue)
+    return PolicyTrial(policy, tuple(failures), unfired, untrue)
 
 
 def _alternatives(tagger: Tagger, table: pa.Table) -> dict[str, bool]:
@@ -155,7 +155,7 @@ def _table(policy: Policy, examples: list[Example], columns: dict[str, tuple[Cal
     for name, (read, type_) in columns.items():
         try:
             values = [None if (value := each.row.get(name)) is None else read(value) for each in examples]
-        except CellError as error:
+        except JsonCellError as error:
             raise ConfigError(f"policy {policy.id}, an example's {name}: {error}") from error
         arrays[name] = pa.array(values, type_)
     return pa.table(arrays)

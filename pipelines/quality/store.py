@@ -23,7 +23,6 @@ from pipelines.lake.files import write_table_file
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import QUALITY, QUARANTINE, stream_table
 from pipelines.lake.quarantined import kind_of
-from pipelines.lake.table import open_table
 from pipelines.policy.engine import Tagger
 from pipelines.policy.retag import completed
 from pipelines.quality.profile import (
@@ -113,10 +112,10 @@ def keep_quality(lake: Lake, contract: Contract) -> int:
         ConflictError: others kept writing.
         OSError: the disk refused.
     """
-    stream = open_table(lake, stream_table(contract.name))
+    stream = lake.view().table(stream_table(contract.name))
     if stream is None:
         return 0
-    kept = open_table(lake, quality_table(contract.name))
+    kept = lake.view().table(quality_table(contract.name))
     profiled = (kept.transaction_version(APP) or 0) if kept is not None else 0
     last = stream.transaction_version(APP) or 0
     rows = stream.to_pyarrow_dataset()
@@ -135,7 +134,7 @@ def keep_quality(lake: Lake, contract: Contract) -> int:
 
 def read_quality(lake: Lake, stream: str) -> pl.DataFrame:
     """Everything kept of a stream, by run and column."""
-    table = open_table(lake, quality_table(stream))
+    table = lake.view().table(quality_table(stream))
     kept = PROFILE_SCHEMA.empty_table() if table is None else table.to_pyarrow_table()
     found = pl.from_arrow(kept)
     assert isinstance(found, pl.DataFrame)
@@ -167,7 +166,7 @@ def _lines(
 
 def _refused(lake: Lake, stream: str, after: int, upper: int) -> dict[int, dict[str, int]]:
     """Per run, how many samples of the stream went to quarantine, by stage and kind of reason: a reason may quote a value."""
-    table = open_table(lake, QUARANTINE)
+    table = lake.view().table(QUARANTINE)
     found: dict[int, Counter[str]] = defaultdict(Counter)
     if table is None:
         return {}

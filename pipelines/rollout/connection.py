@@ -18,7 +18,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from catchment.runtime.clock import Clock, SystemClock
 from catchment.runtime.mqtt_link import PubackClient, close_connection, make_client
-from pipelines.config import BrokerConfig
+from pipelines.config import CoreBrokerConfig
 from pipelines.errors import ConfigError, RetryLaterError
 from pipelines.refusals import PublishTracker, Refusals, broker_client_context, refusal_error, refused_filters
 from schemas.errors import IdError
@@ -54,7 +54,7 @@ class BrokerLink:
 
     def __init__(
         self,
-        config: BrokerConfig,
+        config: CoreBrokerConfig,
         client_id: str,
         filters: tuple[str, ...],
         handler: Handler,
@@ -224,7 +224,7 @@ class RightsProbe:
         clock: for how long to wait.
     """
 
-    def __init__(self, broker: BrokerConfig, topics: Topics, link: BrokerLink, clock: Clock) -> None:
+    def __init__(self, broker: CoreBrokerConfig, topics: Topics, link: BrokerLink, clock: Clock) -> None:
         self._role = _common_name(broker)
         self._topics = topics
         self._link = link
@@ -265,7 +265,7 @@ class RightsProbe:
         return True
 
 
-def _common_name(broker: BrokerConfig) -> DeviceId | None:
+def _common_name(broker: CoreBrokerConfig) -> DeviceId | None:
     """The name the broker knows this role by; None where it cannot be known."""
     if broker.tls is None:
         return None

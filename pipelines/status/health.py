@@ -17,7 +17,7 @@ from pipelines.status.survey import StreamStatus, Survey
 DEFAULTS = AlarmConfig()
 
 
-class Kind(StrEnum):
+class AlarmKind(StrEnum):
     """The subject of an alarm."""
 
     BOOKS = "books"
@@ -35,14 +35,16 @@ class Kind(StrEnum):
     RANGES = "ranges"
 
 
-_STANDSTILLS = frozenset({Kind.BOOKS, Kind.SILENT, Kind.REMOTE, Kind.TROUBLE, Kind.STUCK, Kind.FAULT_BREAKER})
+_STANDSTILLS = frozenset(
+    {AlarmKind.BOOKS, AlarmKind.SILENT, AlarmKind.REMOTE, AlarmKind.TROUBLE, AlarmKind.STUCK, AlarmKind.FAULT_BREAKER}
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
     """Something that a person should look at, in a sentence."""
 
-    kind: Kind
+    kind: AlarmKind
     text: str
 
 
@@ -62,7 +64,7 @@ class HealthResult:
     def counts(self) -> dict[str, int]:
         """Count the alarms of each kind, none left out."""
         counted = Counter(alarm.kind for alarm in self.found)
-        return {kind.value: counted[kind] for kind in Kind}
+        return {kind.value: counted[kind] for kind in AlarmKind}
 
 
 def assess(found: Survey, limits: AlarmConfig = DEFAULTS) -> HealthResult:
@@ -70,24 +72,24 @@ def assess(found: Survey, limits: AlarmConfig = DEFAULTS) -> HealthResult:
     alarms = tuple(
         Alarm(kind, text)
         for kind, texts in (
-            (Kind.BOOKS, _books(found)),
-            (Kind.SILENT, _silent(found, limits)),
-            (Kind.REMOTE, _remote(found, limits)),
-            (Kind.TROUBLE, _troubles(found, limits)),
-            (Kind.STUCK, _stuck(found, limits)),
-            (Kind.FAULT_BREAKER, _fault_breaker(found)),
-            (Kind.RULES, _rules(found, limits)),
-            (Kind.SUSPENDED, _suspended(found, limits)),
-            (Kind.QUARANTINE, _quarantine(found, limits)),
-            (Kind.SHARE, _over_share(found, limits)),
-            (Kind.REFUSED, _refused(found)),
-            (Kind.RECEIPTS, _receipts(found, limits)),
-            (Kind.RANGES, _ranges(found, limits)),
+            (AlarmKind.BOOKS, _books(found)),
+            (AlarmKind.SILENT, _silent(found, limits)),
+            (AlarmKind.REMOTE, _remote(found, limits)),
+            (AlarmKind.TROUBLE, _troubles(found, limits)),
+            (AlarmKind.STUCK, _stuck(found, limits)),
+            (AlarmKind.FAULT_BREAKER, _fault_breaker(found)),
+            (AlarmKind.RULES, _rules(found, limits)),
+            (AlarmKind.SUSPENDED, _suspended(found, limits)),
+            (AlarmKind.QUARANTINE, _quarantine(found, limits)),
+            (AlarmKind.SHARE, _over_share(found, limits)),
+            (AlarmKind.REFUSED, _refused(found)),
+            (AlarmKind.RECEIPTS, _receipts(found, limits)),
+            (AlarmKind.RANGES, _ranges(found, limits)),
         )
         for text in texts
     )
     kinds = {alarm.kind for alarm in alarms}
-    return HealthResult(Kind.SILENT not in kinds, not kinds & _STANDSTILLS, alarms)
+    return HealthResult(AlarmKind.SILENT not in kinds, not kinds & _STANDSTILLS, alarms)
 
 
 def _books(found: Survey) -> Iterator[str]:

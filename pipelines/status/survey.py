@@ -29,7 +29,6 @@ from pipelines.lake.ledger import Ledger
 from pipelines.lake.ledger_files import read_ledger
 from pipelines.lake.quarantined import Where, heads
 from pipelines.lake.store import Stored
-from pipelines.lake.table import open_table
 from pipelines.policy.documents import active_policies
 from schemas.receipts import ALL_REFUSED_FROM
 
@@ -176,7 +175,7 @@ def survey(lake: Lake, now_us: int) -> Survey:
         len(open_requests(lake)),
         heartbeats,
         _suspended(lake, plan),
-        not lake.store.is_on_disk,
+        lake.store.remote_config is not None,
         read_faults(lake),
         tuple(read_remote_heartbeats(lake, heartbeats)),
         devices_of(ledger),
@@ -192,7 +191,7 @@ def _suspended(lake: Lake, plan: Plan | None) -> tuple[Suspension, ...]:
 
 
 def _rows(lake: Lake, stream: str, run: int) -> int | None:
-    table = open_table(lake, stream_table(stream))
+    table = lake.view().table(stream_table(stream))
     if table is None:
         return 0
     if (table.transaction_version(APP) or 0) > run:
@@ -203,7 +202,7 @@ def _rows(lake: Lake, stream: str, run: int) -> int | None:
 
 def _recent(lake: Lake, run: int, streams: dict[str, StreamStatus]) -> tuple[int | None, int]:
     """The last commit, and the time that the last `RECENT_RUNS` took; per stream what they brought."""
-    table = open_table(lake, COMMITS)
+    table = lake.view().table(COMMITS)
     if table is None:
         return None, 0
     columns = ["run", "committed_at", "streams"]
@@ -234,7 +233,7 @@ def _waiting(lake: Lake, plan: Plan | None, streams: dict[str, StreamStatus]) ->
     for place, file in enumerate(_landed(lake, cursors)):
         by_bridge[file.name.split("/")[1]].append((file.bytes, round(file.modified_s * 1e6)))
         unread -= file.bytes
-        if place < MAX_OPENED and (unread >= 0 or lake.store.is_on_disk):
+        if place < MAX_OPENED and (unread >= 0 or lake.store.has_local(file.name)):
             _count_waiting(lake, file, streams)
     return tuple(
         Waiting(bridge, len(found), sum(size for size, _ in found), min(at for _, at in found))
@@ -243,8 +242,8 @@ def _waiting(lake: Lake, plan: Plan | None, streams: dict[str, StreamStatus]) ->
 
 
 def _landed(lake: Lake, cursors: Mapping[str, int]) -> list[Stored]:
-    """Sealed segments that wait; of a remote lake by listing what comes after the cursors."""
-    if lake.store.is_on_disk:
+    """Sealed segments that wait; where a look costs a request, by listing what comes after the cursors."""
+    if lake.store.looks_per_listing == 1:
         paths = [
             sealed_path(landing_folder(lake.root, segment.bridge), segment.number)
             for segment in find_segments(lake, cursors, MAX_WAITING)
@@ -276,11 +275,11 @@ def _count_waiting(lake: Lake, file: Stored, streams: dict[str, StreamStatus]) -
 
 
 def _opened(lake: Lake, name: str) -> Any:
-    return pa.memory_map(str(lake.root / name)) if lake.store.is_on_disk else pa.BufferReader(lake.read(lake.root / name))
+    return pa.memory_map(str(lake.root / name)) if lake.store.has_local(name) else pa.BufferReader(lake.read(lake.root / name))
 
 
 def _quarantined(lake: Lake) -> dict[str, int]:
-    rows = heads(lake, Where()).group_by(["stage"]).aggregate([("count", "sum")]) if open_table(lake, "quarantine") else None
+    rows = heads(lake, Where()).group_by(["stage"]).aggregate([("count", "sum")]) if lake.view().table("quarantine") else None
     return {} if rows is None else {row["stage"]: row["count_sum"] for row in rows.to_pylist()}
 
 

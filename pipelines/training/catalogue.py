@@ -38,7 +38,7 @@ def set_folder(lake: Lake, reference: str) -> Path:
 
 def _versions(lake: Lake, name: str) -> list[int]:
     numbers = sorted(int(each) for each in lake.folders(f"{SETS}/{name}") if each.isdecimal() and each.isascii())
-    if lake.store.is_on_disk:
+    if lake.store.renames_folders:
         return numbers
     # The manifest comes last: without one, a set is still on its way, or its builder died.
     home = lake.root / SETS / name

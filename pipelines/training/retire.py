@@ -90,14 +90,14 @@ def remove_set(lake: Lake, manifest: Manifest) -> int:
     number.parent.mkdir(parents=True, exist_ok=True)
     with suppress(ConflictError):  # the number is taken, as it must be
         lake.create(number, b"removed\n")
-    if lake.store.is_on_disk:
+    if lake.store.renames_folders:
         gone = folder.with_name(f"{SET_DRAFT}removed-{folder.name}-{os.getpid()}")  # vacuum removes it if this process dies
         folder.rename(gone)
         sync_folder(gone.parent)
         folder = gone
     else:
         lake.delete(*(folder / name for name in (MANIFEST_NAME, "card.html", *(entry.path for entry in manifest.files))))
-    shutil.rmtree(folder, ignore_errors=not lake.store.is_on_disk)
+    shutil.rmtree(folder, ignore_errors=not lake.store.renames_folders)
     return manifest.bytes
 
 

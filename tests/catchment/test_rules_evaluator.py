@@ -7,16 +7,16 @@ import msgspec
 import pytest
 
 from catchment.rules.evaluator import EdgeEvaluator, EdgeLimits, evaluate
-from catchment.rules.rule import EdgeRule, decode_edge_rule
+from catchment.rules.rule import SqlExpression, decode_edge_rule
 from schemas.contract import ColumnType
 from schemas.errors import EdgeRuleError
 
 SPEED = {"speed": ColumnType.FLOAT64}
-FAST = EdgeRule('(CAST("speed" AS REAL) > ?)', (25.0,), SPEED)
+FAST = SqlExpression('(CAST("speed" AS REAL) > ?)', (25.0,), SPEED)
 
 
 def test_each_rule_gives_a_verdict_for_each_row() -> None:
-    slow = EdgeRule('(CAST("speed" AS REAL) < ?)', (5,), SPEED)
+    slow = SqlExpression('(CAST("speed" AS REAL) < ?)', (5,), SPEED)
     assert evaluate({"speed": [30.0, 1, None, math.nan, math.inf]}, [FAST, slow], 5) == [
         [True, False, None, None, True],
         [False, True, None, None, False],
@@ -35,12 +35,12 @@ def test_batch_after_batch_sees_its_own_rows_only() -> None:
 
 
 def test_a_float32_is_judged_as_the_wire_carries_it() -> None:
-    rule = EdgeRule('(CAST("x" AS REAL) = ?)', (0.1,), {"x": ColumnType.FLOAT32})
+    rule = SqlExpression('(CAST("x" AS REAL) = ?)', (0.1,), {"x": ColumnType.FLOAT32})
     assert evaluate({"x": [0.1, 0.5, None]}, [rule], 3) == [[False, False, None]]
 
 
 def test_a_rule_goes_over_the_wire_and_back() -> None:
-    rule = EdgeRule('(ct_lower("s") IN (?, ?))', ("a", "ß"), {"s": ColumnType.STRING})
+    rule = SqlExpression('(ct_lower("s") IN (?, ?))', ("a", "ß"), {"s": ColumnType.STRING})
     assert decode_edge_rule(msgspec.json.encode(rule)) == rule
 
 
@@ -58,31 +58,31 @@ def test_a_rule_goes_over_the_wire_and_back() -> None:
 )  # fmt: skip
 def test_text_that_the_core_does_not_write_is_no_edge_rule(sql: str) -> None:
     with pytest.raises(EdgeRuleError):
-        EdgeRule(sql, (1.0,), SPEED)
+        SqlExpression(sql, (1.0,), SPEED)
 
 
 def test_parameters_and_columns_must_fit_the_text() -> None:
     for parameters, columns in (((), SPEED), ((1.0, 2.0), SPEED), ((1.0,), {}), ((1.0,), {**SPEED, "x": ColumnType.BOOL})):
         with pytest.raises(EdgeRuleError):
-            EdgeRule(FAST.sql, parameters, columns)
+            SqlExpression(FAST.sql, parameters, columns)
 
 
 def test_a_rule_that_cannot_be_prepared_is_suspended_and_the_others_go_on() -> None:
-    wrong = EdgeRule('(("speed", ?) IS NULL)', (1.0,), SPEED)
+    wrong = SqlExpression('(("speed", ?) IS NULL)', (1.0,), SPEED)
     evaluator = EdgeEvaluator([wrong, FAST])
     assert evaluator.evaluate({"speed": [30.0]}, 1) == [[None], [True]]
     assert list(evaluator.suspended) == [0]
 
 
 def test_an_aggregate_does_not_pass_for_a_verdict() -> None:
-    evaluator = EdgeEvaluator([EdgeRule('(max("speed") > ?)', (1.0,), SPEED), FAST])
+    evaluator = EdgeEvaluator([SqlExpression('(max("speed") > ?)', (1.0,), SPEED), FAST])
     assert evaluator.evaluate({"speed": [30.0, 1.0]}, 2)[1] == [True, False]
     assert "verdicts for 2 rows" in evaluator.suspended[0]
 
 
 def test_a_rule_over_its_budget_is_suspended_and_the_others_go_on() -> None:
-    heavy = EdgeRule(f'("speed" IN ({", ".join("?" * 1_000)}))', tuple(range(1_000)), SPEED)
-    long = EdgeRule("(" + " OR ".join(['(CAST("speed" AS REAL) < ?)'] * 900) + ")", (-1.0,) * 900, SPEED)
+    heavy = SqlExpression(f'("speed" IN ({", ".join("?" * 1_000)}))', tuple(range(1_000)), SPEED)
+    long = SqlExpression("(" + " OR ".join(['(CAST("speed" AS REAL) < ?)'] * 900) + ")", (-1.0,) * 900, SPEED)
     evaluator = EdgeEvaluator([long, FAST, heavy], EdgeLimits(max_steps_per_row=300))
     assert evaluator.evaluate({"speed": [30.0] * 50}, 50)[1] == [True] * 50
     assert evaluator.suspended.keys() >= {0}
@@ -100,7 +100,7 @@ def test_a_rule_over_its_budget_is_suspended_and_the_others_go_on() -> None:
     ],
 )  # fmt: skip
 def test_values_that_are_not_of_the_column_are_refused_and_the_next_batch_is_judged(type_: ColumnType, values: list[Any]) -> None:
-    evaluator = EdgeEvaluator([EdgeRule('("x" IS NULL)', (), {"x": type_})])
+    evaluator = EdgeEvaluator([SqlExpression('("x" IS NULL)', (), {"x": type_})])
     with pytest.raises(EdgeRuleError):
         evaluator.evaluate({"x": values}, 1)
     assert evaluator.evaluate({"x": [None]}, 1) == [[True]]
@@ -108,7 +108,7 @@ def test_values_that_are_not_of_the_column_are_refused_and_the_next_batch_is_jud
 
 def test_rules_that_read_one_column_as_two_types_are_refused() -> None:
     with pytest.raises(EdgeRuleError, match="as float64 and as int64"):
-        EdgeEvaluator([FAST, EdgeRule(FAST.sql, (1.0,), {"speed": ColumnType.INT64})])
+        EdgeEvaluator([FAST, SqlExpression(FAST.sql, (1.0,), {"speed": ColumnType.INT64})])
 
 
 def test_no_rule_reaches_another_table_even_past_its_text() -> None:

@@ -18,9 +18,12 @@ class MemoryStore:
     folder: Path
     bodies: dict[str, bytes] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
-    is_on_disk = False
+    renames_folders = False
     looks_per_listing = 1
     remote_config = None
+
+    def has_local(self, name: str) -> bool:
+        return (self.folder / name).exists()
 
     def local(self, name: str) -> Path:
         path = self.folder / name
@@ -34,6 +37,9 @@ class MemoryStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(self.bodies[name])
         return True
+
+    def check_plain(self, name: str, paths: Iterable[str]) -> None:
+        pass
 
     def read(self, name: str) -> bytes:
         try:
@@ -97,6 +103,15 @@ class MemoryStore:
         for name in names:
             (self.folder / name).unlink(missing_ok=True)
 
+    def copies(self, name: str, pattern: str) -> list[str]:
+        return [str(path.relative_to(self.folder)) for path in sorted((self.folder / name).glob(pattern)) if path.is_file()]
+
+    def publish(self, name: str, body: bytes) -> None:
+        self.put(name, body)
+
+    def published(self, name: str) -> list[Stored]:
+        return self.files(name)
+
     @contextmanager
     def claimed(self, name: str, what: str, *, owner: str = "", stop: Event | None = None) -> Iterator[Callable[[], None]]:
         yield lambda: None
@@ -108,6 +123,12 @@ class MemoryStore:
         return str(self.folder / name)
 
     def table_options(self) -> dict[str, str] | None:
+        return None
+
+    def prepare_table(self, name: str) -> None:
+        (self.folder / name).mkdir(parents=True, exist_ok=True)
+
+    def table_stamp(self, name: str) -> tuple[int, int] | None:
         return None
 
     def may_have_table(self, name: str) -> bool:

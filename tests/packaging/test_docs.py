@@ -23,10 +23,10 @@ from edge_agent.sources.zeek.source import ZeekOptions
 from pipelines.config import (
     AlarmConfig,
     BridgeConfig,
-    BrokerConfig,
     ChipsConfig,
+    CoreBrokerConfig,
     CoreConfig,
-    DirectorConfig,
+    CoreDirectorConfig,
     MaintainConfig,
     RunConfig,
     ShareConfig,
@@ -110,7 +110,7 @@ def test_the_pages_name_the_contracts_that_ship_and_count_them_right(page: str) 
             ("data-engineer/reference.md", *pair)
             for pair in _keys(
                 CoreConfig,
-                BrokerConfig,
+                CoreBrokerConfig,
                 BridgeConfig,
                 ShareConfig,
                 RunConfig,
@@ -118,7 +118,7 @@ def test_the_pages_name_the_contracts_that_ship_and_count_them_right(page: str) 
                 WatchConfig,
                 AlarmConfig,
                 MaintainConfig,
-                DirectorConfig,
+                CoreDirectorConfig,
             )
             if pair[1] not in ("broker", "bridge", "shares", "run", "chips", "watch", "alarms", "maintain")
         ],
@@ -139,7 +139,7 @@ def test_every_configuration_key_is_documented(page, form, key) -> None:
         ("data-engineer/reference.md", ChipsConfig),
         ("data-engineer/reference.md", WatchConfig),
         ("data-engineer/reference.md", MaintainConfig),
-        ("data-engineer/reference.md", DirectorConfig),
+        ("data-engineer/reference.md", CoreDirectorConfig),
     ],
 )
 def test_every_default_is_documented_as_it_is(page: str, form) -> None:

@@ -245,23 +245,50 @@ def test_the_agents_lock_is_a_part_of_the_whole_lock(repository_root: Path) -> N
     assert len(pins("requirements-agent.lock")) < 30
 
 
+# Where a process begins, or makes a folder that is a lake of its own, the lake is opened; all others are given it.
+OPENS_LAKES = {
+    "pipelines/commands/policy_lake.py",
+    "pipelines/commands/training_set.py",
+    "pipelines/imaging/work.py",  # a worker of a cut, which is sent texts only
+    "pipelines/ingest/backfill.py",  # the small lake that segments are run in once more
+    "pipelines/ingest/graph.py",  # a step of a run, on whatever machine it is
+    "pipelines/ingest/loop.py",  # a loop is made of a configuration
+    "pipelines/ingest/worker_main.py",
+    "pipelines/lake/lake.py",
+    "pipelines/open_lake.py",
+    "pipelines/training/building/graph.py",  # a step of a build
+}
+# How other machines reach the files decides where work is done and what is watched, not how a file is read or written.
+MAY_BE_REMOTE = {
+    "pipelines/bridge/bridge.py",  # a bridge brings its segments to the bucket before it acknowledges them
+    "pipelines/ingest/chips/loop.py",  # workers elsewhere cut slides of folders only
+    "pipelines/ingest/graph.py",  # a run sends the address to its workers
+    "pipelines/ingest/run.py",  # likewise
+    "pipelines/lake/lake.py",
+    "pipelines/status/survey.py",  # each role of a remote lake may be on a machine of its own
+}
+
+
+def _mentions(root: Path, pattern: str) -> set[str]:
+    paths = [path for path in sorted((root / "pipelines").rglob("*.py")) if path.name not in ("store.py", "bucket_store.py")]
+    return {str(path.relative_to(root)) for path in paths if re.search(pattern, path.read_text())}
+
+
+def test_a_lake_is_opened_where_a_process_begins_and_passed_on(repository_root: Path) -> None:
+    assert _mentions(repository_root, r"\blake_at\(") == OPENS_LAKES
+
+
+def test_nobody_asks_whether_a_lake_is_remote(repository_root: Path) -> None:
+    assert _mentions(repository_root, r"store\.is_on_disk\b|isinstance\([^)]*(Local|Bucket)Store\b") == set()
+    assert _mentions(repository_root, r"\.remote_config\b") == MAY_BE_REMOTE
+
+
 # Classes of both sides, or of a layer and the one below it, that mean the same thing each for its own side.
 SHARED_CLASS_NAMES = {
-    "BrokerConfig",
-    "CellError",
     "ConfigError",
-    "DirectorConfig",
-    "EdgeRule",
-    "Form",
-    "Kind",
     "NotFoundError",
     "Policy",
-    "Progress",
-    "Refused",
-    "Seen",
     "Source",
-    "TlsConfig",
-    "Trial",
     "UninspectableError",
 }
 

@@ -42,7 +42,7 @@ from edge_agent.sources.directory.files import FileSamples
 from edge_agent.sources.directory.picture_formats import has_end
 from edge_agent.sources.files.watched import (
     FoundFile,
-    Refused,
+    RefusedEntries,
     Remembered,
     Settling,
     is_unchanged,
@@ -166,7 +166,7 @@ class DirectorySource:
         self._clock = clock
         self._folder = Path(options.path)
         self._rejects = Rejects(f"directory {self._folder.name}")
-        self._refused = Refused(self._rejects)
+        self._refused = RefusedEntries(self._rejects)
         self._samples = FileSamples(options, contract, self._rejects)
         forms = (options.pattern,) if isinstance(options.pattern, str) else options.pattern or patterns_of(contract)
         self._patterns = [pattern.lower() for pattern in forms]

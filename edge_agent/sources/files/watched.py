@@ -204,7 +204,7 @@ class Remembered:
         return captured
 
 
-class Refused:
+class RefusedEntries:
     """Entries of watched folders that are not read, each counted once, however often it is seen.
 
     Args:
@@ -232,7 +232,7 @@ class Refused:
             self._rejects.count(f"file: {reason}", name)
 
 
-def look(folder: Path, patterns: Sequence[str], refused: Refused) -> list[FoundFile]:
+def look(folder: Path, patterns: Sequence[str], refused: RefusedEntries) -> list[FoundFile]:
     """The plain files of a folder that match one of the patterns and are not hidden, sorted.
 
     Raises:
@@ -254,7 +254,7 @@ def look(folder: Path, patterns: Sequence[str], refused: Refused) -> list[FoundF
     return sorted(found)
 
 
-def _found(entry: os.DirEntry[str], folder_owner: int, refused: Refused) -> FoundFile | None:
+def _found(entry: os.DirEntry[str], folder_owner: int, refused: RefusedEntries) -> FoundFile | None:
     try:
         seen = entry.stat(follow_symlinks=False)
     except FileNotFoundError:

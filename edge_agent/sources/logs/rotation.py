@@ -11,7 +11,7 @@ from typing import Literal
 from catchment.runtime.beneath import RefusedFileError, status_beneath
 from edge_agent.errors import ConfigError, SourceError
 from edge_agent.sources.api import Rejects
-from edge_agent.sources.files.watched import Refused
+from edge_agent.sources.files.watched import RefusedEntries
 from edge_agent.sources.logs.file import LogFile, place_of
 from edge_agent.sources.logs.marks import DoneFile, Sum, head_of
 from edge_agent.sources.options import RowOptions
@@ -100,7 +100,7 @@ class RotatedFiles:
         self._log = log
         self._patterns = patterns
         self._rejects = rejects
-        self._refused = Refused(rejects)
+        self._refused = RefusedEntries(rejects)
         self._unreadable: set[tuple[Path, int]] = set()
 
     def look(self, since_ns: int, now_ms: int) -> list[RotatedFile]:

@@ -155,7 +155,7 @@ class ChipLoop:
         self._lake = lake_of(config)
         self._clock = clock
         self._committed = committed
-        self._engine = engine if self._lake.store.is_on_disk else IN_PROCESS
+        self._engine = engine if self._lake.store.remote_config is None else IN_PROCESS  # workers elsewhere must see the folder
         chips = config.chips
         self._limits = CutLimits(config.run.max_image_pixels, chips.processes, chips.worker_memory_bytes, chips.band_timeout_s)
         self._pool = CutterPool(self._limits)

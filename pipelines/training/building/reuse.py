@@ -83,7 +83,7 @@ def shared_shards(
     before = load_manifest(folder / MANIFEST_NAME)
     has_weights = recipe.spec.balance is not None and bool(recipe.spec.balance.weights)
     is_alike = (before.builder, before.columns, before.has_payload) == (recipe.builder, columns, recipe.has_payload)
-    if not lake.store.is_on_disk or recipe.order != "shuffled" or has_weights or before.arrays or not is_alike:
+    if not lake.store.renames_folders or recipe.order != "shuffled" or has_weights or before.arrays or not is_alike:
         return []
     candidates = [shard for shard in _shards(folder, before, recipe) if _is_full(shard.entry, recipe)]
     if not candidates:

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from edge_agent.documents import gate as counter_module
 from edge_agent.documents import signature
-from edge_agent.documents.gate import CounterFile, Seen
+from edge_agent.documents.gate import CounterFile, NewestDocument
 from edge_agent.errors import UntrustedDocumentError
 from schemas.signed_document import DocumentKind
 from tests.fakes.director import FakeDirector, HandClock, OrderTaker
@@ -32,27 +32,27 @@ def open_counter(folder: Path, *keys: str) -> CounterFile:
 @pytest.mark.parametrize("rot", [b"", b"\0" * 90, None], ids=["empty", "zeros", "gone"])
 @pytest.mark.parametrize("which", FILES)
 def test_one_of_the_two_files_is_enough_and_restores_the_other(tmp_path: Path, which, rot) -> None:
-    open_counter(tmp_path).note(Seen(7, "a"))
+    open_counter(tmp_path).note(NewestDocument(7, "a"))
     path = tmp_path / "documents" / which
     path.unlink() if rot is None else path.write_bytes(rot)
-    assert open_counter(tmp_path).seen == Seen(7, "a")
+    assert open_counter(tmp_path).seen == NewestDocument(7, "a")
     assert len({(tmp_path / "documents" / name).read_bytes() for name in FILES}) == 1
 
 
 @pytest.mark.parametrize("bit", [0, 3, 6])
 def test_no_rotten_bit_makes_the_counter_higher_or_lower(tmp_path: Path, bit: int) -> None:
-    open_counter(tmp_path).note(Seen(7, "a"))
+    open_counter(tmp_path).note(NewestDocument(7, "a"))
     path = tmp_path / "documents" / FILES[0]
     good = path.read_bytes()
     for place in range(0, len(good), 4):
         rotten = bytearray(good)
         rotten[place] ^= 1 << bit
         path.write_bytes(rotten)
-        assert open_counter(tmp_path).seen == Seen(7, "a")
+        assert open_counter(tmp_path).seen == NewestDocument(7, "a")
 
 
 def test_a_kill_between_the_two_files_keeps_the_higher_counter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_counter(tmp_path).note(Seen(7, "a"))
+    open_counter(tmp_path).note(NewestDocument(7, "a"))
     written: list[Path] = []
 
     def once(path, body) -> None:
@@ -64,8 +64,8 @@ def test_a_kill_between_the_two_files_keeps_the_higher_counter(tmp_path: Path, m
     with monkeypatch.context() as patch:
         patch.setattr(counter_module, "write_atomic", once)
         with pytest.raises(OSError, match="killed"):
-            open_counter(tmp_path).note(Seen(8, "b"))
-    assert open_counter(tmp_path).seen == Seen(8, "b")
+            open_counter(tmp_path).note(NewestDocument(8, "b"))
+    assert open_counter(tmp_path).seen == NewestDocument(8, "b")
 
 
 def test_a_disk_that_refuses_lets_no_order_be_followed_until_it_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,11 +83,11 @@ def test_a_disk_that_refuses_lets_no_order_be_followed_until_it_does_not(tmp_pat
 
 def test_what_was_noted_twice_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counter = open_counter(tmp_path)
-    counter.note(Seen(7, "a"))
+    counter.note(NewestDocument(7, "a"))
     monkeypatch.setattr(counter_module, "write_atomic", lambda *_: pytest.fail("written again"))
-    counter.note(Seen(7, "a"))
-    counter.note(Seen(6, "b"))
-    assert open_counter(tmp_path).seen == Seen(7, "a")
+    counter.note(NewestDocument(7, "a"))
+    counter.note(NewestDocument(6, "b"))
+    assert open_counter(tmp_path).seen == NewestDocument(7, "a")
 
 
 def test_a_check_that_cannot_be_made_is_made_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from edge_agent.config import UplinkConfig
 from edge_agent.sections import ScheduleConfig
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
-from edge_agent.uplink.outbox import Outbox, Progress
+from edge_agent.uplink.outbox import Outbox, UplinkProgress
 from edge_agent.uplink.session import MAX_TRIES, OutgoingMessage
 from schemas.ids import DeviceId, StreamName
 from schemas.receipts import ObjectState, ShareNotice
@@ -67,7 +67,7 @@ class Bench:
     """An outbox with everything around it."""
 
     def __init__(self, folder: Path, **uplink: Any) -> None:
-        self.clock, self.session, self.progress = HandClock(), HandSession(), Progress()
+        self.clock, self.session, self.progress = HandClock(), HandSession(), UplinkProgress()
         self.spool = Spool(folder / "spool", max_bytes=1 << 28, linger_ms=0, clock=SystemClock())
         config = UplinkConfig(**{"resend_after_s": 10_000.0, **uplink})
         self.outbox = Outbox(self.spool, config, Topics(), DEVICE, self.progress, self.clock)

@@ -11,7 +11,7 @@ from edge_agent.commands.doctor.broker import examine_rights
 from edge_agent.config import AgentConfig, BrokerConfig
 from edge_agent.health.agent_stats import AgentStats, check_ready, render_metrics
 from edge_agent.uplink.downlink import ModelRequest
-from edge_agent.uplink.outbox import Progress
+from edge_agent.uplink.outbox import UplinkProgress
 from tests.fakes.broker_fronts import RefusingFront
 from tests.fakes.device import Device, eventually
 from tests.fakes.fake_core import FakeCore
@@ -101,7 +101,7 @@ def test_an_agent_that_may_not_hear_receipts_is_not_ready_and_its_metrics_say_wh
 
 
 def test_an_answer_is_logged_once_until_it_changes(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress()
+    progress = UplinkProgress()
     assert [progress.note_answer("t", code) for code in (0x87, 0x87, 0, 0x97)] == [True, True, False, True]
     assert progress.refused_topics == {"t": 0x97}
     assert capsys.readouterr().out.count("topic_refused") == 2

@@ -18,7 +18,7 @@ from paho.mqtt.properties import Properties
 from pipelines.config import AlarmConfig
 from pipelines.heartbeat import read_heartbeats
 from pipelines.lake.lake import lake_at
-from pipelines.status.health import Kind, assess
+from pipelines.status.health import AlarmKind, assess
 from pipelines.status.server import exposition
 from pipelines.status.survey import survey
 from tests.pipelines.bridge.conftest import BridgeProcess, Device, wait_until
@@ -77,7 +77,7 @@ def test_a_flood_waits_on_its_device_and_every_message_of_another_is_landed(
     wait_until(is_landed_after_another_send)
     wait_until(lambda: any("flood" in heartbeat.over_share for heartbeat in read_heartbeats(lake_at(bridge.lake))))
     found = survey(lake_at(bridge.lake), time.time_ns() // 1_000)
-    alarms = [alarm for alarm in assess(found, AlarmConfig()).found if alarm.kind is Kind.SHARE]
+    alarms = [alarm for alarm in assess(found, AlarmConfig()).found if alarm.kind is AlarmKind.SHARE]
     assert "device flood is over its share: bytes for" in alarms[0].text
     page = exposition(found)
     assert any(line.startswith("catchment_bridge_deferred_messages{") for line in page.splitlines())

@@ -9,7 +9,7 @@ from catchment.runtime.clock import SystemClock
 from pipelines.bridge.bridge import run_bridge
 from pipelines.bridge.segment import read_segment
 from pipelines.bridge.subscriber import Done, Inbox, Subscriber
-from pipelines.config import BridgeConfig, BrokerConfig, CoreConfig
+from pipelines.config import BridgeConfig, CoreBrokerConfig, CoreConfig
 from tests.pipelines.bridge.conftest import Device
 from tests.plant.broker import RunningBroker
 
@@ -18,7 +18,7 @@ from tests.plant.broker import RunningBroker
 def config(broker: RunningBroker, tmp_path: Path) -> CoreConfig:
     return CoreConfig(
         lake=str(tmp_path / "lake"),
-        broker=BrokerConfig(host=broker.host, port=broker.port, keepalive_s=1),
+        broker=CoreBrokerConfig(host=broker.host, port=broker.port, keepalive_s=1),
         bridge=BridgeConfig(max_queue_bytes=100_000, seal_ms=20),
     )
 

@@ -13,7 +13,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from catchment.runtime.clock import SystemClock
-from pipelines.config import BrokerConfig, CoreConfig
+from pipelines.config import CoreBrokerConfig, CoreConfig
 from pipelines.director import DesiredOrders
 from pipelines.errors import ConfigError, RetryLaterError
 from pipelines.heartbeat import read_heartbeats
@@ -133,7 +133,7 @@ def test_a_bridge_whose_answers_are_refused_says_so_in_its_heartbeat(
 
 
 def config_of(front: RefusingFront, folder: Path) -> CoreConfig:
-    return CoreConfig(lake=str(folder / "lake"), broker=BrokerConfig(port=front.port))
+    return CoreConfig(lake=str(folder / "lake"), broker=CoreBrokerConfig(port=front.port))
 
 
 def test_a_model_server_sends_refused_orders_again_and_shows_them_meanwhile(
@@ -189,7 +189,7 @@ def test_a_rollout_whose_orders_are_refused_is_an_error_and_not_a_number(
 
 def test_a_refused_receipt_is_no_receipt_and_names_the_right_that_is_missing(front: RefusingFront, client: Hearing) -> None:
     front.publishes = {"catchment/down/dev-a/": NOT_AUTHORIZED}
-    with MqttPublisher(BrokerConfig(port=front.port), "run") as publisher:
+    with MqttPublisher(CoreBrokerConfig(port=front.port), "run") as publisher:
         with pytest.raises(RetryLaterError, match="1 of 2 messages, as catchment/down/dev-a/receipts: 0x87"):
             publisher.publish({"catchment/down/dev-a/receipts": b"{}", "catchment/down/dev-b/receipts": b"{}"})
         assert "catchment/down/+/receipts" in publisher.refusals.trouble
@@ -203,7 +203,7 @@ def test_a_refused_receipt_is_no_receipt_and_names_the_right_that_is_missing(fro
 
 def test_a_link_says_why_the_broker_does_not_let_it_in(make_broker: MakeBroker) -> None:
     guarded = make_broker(extra="allow_anonymous false\npassword_file /dev/null")
-    link = BrokerLink(BrokerConfig(port=guarded.port), "x", (), lambda _message: None)
+    link = BrokerLink(CoreBrokerConfig(port=guarded.port), "x", (), lambda _message: None)
     with pytest.raises(RetryLaterError, match="refuses the connection"):
         link.open(2)
 
@@ -264,7 +264,7 @@ def test_the_access_rule_of_a_topic_names_no_device() -> None:
 def test_one_device_s_flood_of_reports_and_requests_leaves_the_model_server_to_the_others(
     broker: RunningBroker, client: Hearing, tmp_path: Path
 ) -> None:
-    config = CoreConfig(lake=str(tmp_path / "lake"), broker=BrokerConfig(port=broker.port))
+    config = CoreConfig(lake=str(tmp_path / "lake"), broker=CoreBrokerConfig(port=broker.port))
     targets = tmp_path / "lake/models/targets"
     targets.mkdir(parents=True)
     (targets / "x").write_bytes(bytes(300_000))

@@ -12,7 +12,7 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from catchment.runtime.clock import SystemClock
-from pipelines.config import BrokerConfig, CoreConfig
+from pipelines.config import CoreBrokerConfig, CoreConfig
 from pipelines.errors import RetryLaterError
 from pipelines.ingest.receipt_outbox import Broken, LinkLimits, ReceiptAnswer, ReceiptOutbox
 from pipelines.ingest.receipt_sender import ReceiptSender
@@ -91,7 +91,7 @@ def lake(tmp_path: Path) -> Path:
 
 
 def config_of(lake: Path, port: int) -> CoreConfig:
-    return CoreConfig(lake=str(lake), broker=BrokerConfig(port=port))
+    return CoreConfig(lake=str(lake), broker=CoreBrokerConfig(port=port))
 
 
 @pytest.fixture
@@ -99,7 +99,9 @@ def sender(lake: Path) -> Iterator[Callable[[int], ReceiptSender]]:
     started: list[ReceiptSender] = []
 
     def start(port: int) -> ReceiptSender:
-        started.append(ReceiptSender(config_of(lake, port), f"catchment-run-{len(started)}", SystemClock()).__enter__())
+        started.append(
+            ReceiptSender(lake_at(lake), config_of(lake, port).broker, f"catchment-run-{len(started)}", SystemClock()).__enter__()
+        )
         return started[-1]
 
     yield start
@@ -209,7 +211,7 @@ def test_what_was_not_published_survives_a_restart(make_broker: MakeBroker, core
     core.landing.seal([envelope(0, 10), envelope(0, 5, device="car-2")])
     assert core.run().receipts_pending == 2
     broker = make_broker()
-    with ReceiptSender(config_of(core.root, broker.port), "catchment-run", SystemClock()) as again:
+    with ReceiptSender(lake_at(core.root), config_of(core.root, broker.port).broker, "catchment-run", SystemClock()) as again:
         core.run(again)
         again.drain()
     with Ear(broker.port) as ear:
@@ -218,7 +220,7 @@ def test_what_was_not_published_survives_a_restart(make_broker: MakeBroker, core
 
 def test_a_broker_that_is_unreachable_holds_no_run_up(core: Core, envelope: MakeEnvelope) -> None:
     core.landing.seal([envelope(0, 10)])
-    with ReceiptSender(config_of(core.root, 1), "catchment-run", SystemClock()) as sender:
+    with ReceiptSender(lake_at(core.root), config_of(core.root, 1).broker, "catchment-run", SystemClock()) as sender:
         loop = core.loop(sender)
         assert loop.step()
         assert loop.receipts_pending == 1

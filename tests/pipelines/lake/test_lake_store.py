@@ -1,6 +1,7 @@
 """A folder, a bucket and a dictionary keep one contract: what a lake asks of its store."""
 
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from catchment.runtime.beneath import RefusedFileError
 from pipelines.errors import BadReferenceError, ConflictError
 from pipelines.lake.bucket_store import LOOKS_PER_LISTING, BucketStore
 from pipelines.lake.lake import Lake, poll_again, polled
@@ -262,3 +264,45 @@ def test_a_bucket_is_listed_at_every_hundredth_look_only_and_whenever_that_is_wa
     lake.store.put("landing/three/1", b"")
     poll_again(lake, "landing")
     assert look() == ["one", "three", "two"]
+
+
+def test_a_file_that_was_fetched_is_read_here(store: Store) -> None:
+    store.put("objects/a", b"body")
+    store.local("objects/a")
+    assert store.has_local("objects/a")
+
+
+def test_only_copies_are_files_that_merely_take_room(store: Store) -> None:
+    store.put("objects/a", b"body")
+    store.local("objects/a")
+    expected = [] if isinstance(store, LocalStore) else ["objects/a"]
+    assert store.copies("objects", "[0-9a-f]*") == expected
+    store.evict(store.copies("objects", "*"))
+    assert store.read("objects/a") == b"body"
+    assert store.copies("objects", "*") == []
+
+
+def test_what_is_published_is_found_by_others_unless_they_see_the_folder(store: Store) -> None:
+    store.publish("heartbeats/run.json", b"well")
+    expected = [] if isinstance(store, LocalStore) else ["heartbeats/run.json"]
+    assert [file.name for file in store.published("heartbeats")] == expected
+
+
+def test_a_stamp_of_a_table_changes_when_its_log_does(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    assert store.table_stamp("streams/x") is None
+    store.prepare_table("streams/x")
+    (tmp_path / "streams/x/_delta_log").mkdir()
+    before = store.table_stamp("streams/x")
+    os.utime(tmp_path / "streams/x/_delta_log", ns=(1, 1))
+    assert before != store.table_stamp("streams/x")
+
+
+def test_a_folder_whose_files_are_links_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "streams/x").mkdir(parents=True)
+    (tmp_path / "streams/x/a.parquet").write_bytes(b"a")
+    (tmp_path / "streams/x/b.parquet").symlink_to("a.parquet")
+    store = LocalStore(tmp_path)
+    store.check_plain("streams/x", ["a.parquet", "gone.parquet"])
+    with pytest.raises(RefusedFileError, match=r"b\.parquet"):
+        store.check_plain("streams/x", ["a.parquet", "b.parquet"])

@@ -12,6 +12,7 @@ from pipelines.errors import ConfigError, RefusedError
 from pipelines.imaging import graph as imaging_graph
 from pipelines.imaging.pool import CutLimits
 from pipelines.ingest import graph as ingest_graph
+from pipelines.lake.lake import lake_at
 from pipelines.runners.engine import Engine, RunnerKind
 from pipelines.runners.run import check_graph, dask_faults
 
@@ -71,7 +72,7 @@ def test_a_graph_that_dask_gets_silently_wrong_is_refused_with_the_reason(reason
 
 def test_the_graphs_of_this_project_are_such_that_every_runner_gets_them_right(tmp_path: Path) -> None:
     run, chips = beam.Pipeline(runner="FnApiRunner"), beam.Pipeline(runner="FnApiRunner")
-    ingest_graph.build(run, [], str(tmp_path), 1)
+    ingest_graph.build(run, [], lake_at(tmp_path), 1)
     imaging_graph.build(chips, [], CutLimits(1))
     assert list(dask_faults(run)) == []
     assert list(dask_faults(chips)) == []
