@@ -249,9 +249,10 @@ def test_a_file_of_a_set_that_is_a_link_is_refused(lake: Path, a_set: Path, name
     with pytest.raises(BadReferenceError, match="link"):
         open_set(a_set)[0]  # it is read
     if name == "train-00000.parquet":
-        for action in (open_set(a_set).verify, open_set(a_set).to_arrow):
-            with pytest.raises(BadReferenceError, match="link"):
-                action()
+        with pytest.raises(BadReferenceError, match="link"):
+            open_set(a_set).verify()
+        with pytest.raises(BadReferenceError, match="link"):
+            open_set(a_set).to_arrow(["payload"])  # columns alone stand in the index
 
 
 @pytest.mark.parametrize("path", ["../../../../secret", "{outside}/secret", "payload/x", "..", "file:secret"])
