@@ -36,6 +36,7 @@ def test_after_thousands_of_power_cuts_nothing_acknowledged_is_lost_nothing_inve
     pytest.fail(f"only {states} states")
 
 
+@pytest.mark.slow
 def test_a_spool_that_does_not_sync_would_be_caught(tmp_path: Path) -> None:
     """The simulator is no rubber stamp: without the syncs of body files it must find a loss."""
     with pytest.raises(AssertionError, match=r"No such file|body differs|invented"):

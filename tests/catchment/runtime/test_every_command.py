@@ -42,6 +42,7 @@ from pipelines.commands import training_set as set_cli
 from pipelines.commands import training_set_care as set_care_cli
 from pipelines.commands import training_set_export as set_export_cli
 from pipelines.errors import RefusedError
+from pipelines.labels.agreement import LabelAgreement
 from pipelines.labels.exchange import LabelImport
 from pipelines.labels.table import SCHEMA as LABEL_SCHEMA
 from pipelines.lake import view
@@ -63,10 +64,10 @@ from pipelines.status.health import HealthResult
 from pipelines.status.server import exposition
 from pipelines.status.survey import Survey
 from pipelines.training.array_rules import ArrayPart
-from pipelines.training.card import render_card
+from pipelines.training.card import CardFacts, render_card
 from pipelines.training.compare import SetDifference
 from pipelines.training.export.run import ExportRecord
-from pipelines.training.leaks import LeakReport
+from pipelines.training.leaks import Leak, LeakReport
 from pipelines.training.manifest import ClassCount, LeftOut, Manifest, Source
 from pipelines.training.open import TrainingSet
 from schemas.reported import ModelReport
@@ -791,12 +792,14 @@ def test_an_error_is_shown_by_both_commands_and_not_obeyed(
 
 def pages(folder: Path) -> dict[str, str]:
     """Every page that is made for people, of hostile text."""
-    manifest = msgspec.structs.replace(_manifest(), split=SimpleNamespace(group=(TEXT,), fractions=((TEXT, 1.0),)))
+    rule = {"group": (TEXT,), "fractions": ((TEXT, 1.0),), "stratify": (TEXT,), "block_s": 1.0, "gap_s": 1.0, "method": TEXT}
+    manifest = msgspec.structs.replace(_manifest(), split=SimpleNamespace(**rule))
+    facts = CardFacts(LeakReport((Leak(TEXT, TEXT, 1, 1.0),), (TEXT,)), TEXT, None, hostile(LabelAgreement))
     row = {"device": TEXT, "epoch": 1, "seq": 2, TEXT: TEXT}
     Sheet(lake_at(folder), TEXT, [ExampleRow(row, (TEXT,))]).write(folder / "sheet.html")
     shown = SimpleNamespace(manifest=manifest, split=TEXT, _count=1)
     return {
-        "card": render_card(manifest, folder),
+        "card": render_card(manifest, folder, facts),
         "contact sheet": (folder / "sheet.html").read_text(),
         "set in a notebook": TrainingSet._repr_html_(shown),  # type: ignore[arg-type]
         "policy in a notebook": notebook.Policy._repr_html_(_policy_shown()),
@@ -836,6 +839,7 @@ def test_every_module_that_makes_a_page_is_tried(repository_root: Path) -> None:
     }
     ours = {"pipelines/training/card.py", "pipelines/training/open.py", "pipelines/policy/contact_sheet.py"}
     ours |= {"pipelines/policy/notebook.py", "pipelines/open_lake.py", "pipelines/training/card_charts.py"}
+    ours |= {"pipelines/training/card_words.py"}
     assert found - {"pipelines/lake/files.py"} == ours  # the first only speaks of <table>
 
 

@@ -279,6 +279,7 @@ def test_commands_leave_errors_to_the_top(repository_root: Path) -> None:
     assert strays == [], "raise the error; exits.py knows its code"
 
 
+@pytest.mark.slow
 def test_beam_is_imported_without_a_word_about_bigquery(repository_root: Path) -> None:
     """The warning came from an import of Beam's, through a handler that the root logger then kept."""
     program = "import logging, pipelines.runners.run; print(logging.getLogger().handlers)"

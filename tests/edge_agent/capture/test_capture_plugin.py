@@ -132,6 +132,7 @@ def test_the_example_fills_the_spool_once_over_two_starts(installed: Path, tmp_p
     assert stored(tmp_path / "spool") == [str(n) for n in range(20, 0, -1)]
 
 
+@pytest.mark.slow
 def test_a_plug_ins_position_survives_a_change_of_an_option_that_does_not_say_what_is_read(
     installed: Path, tmp_path: Path
 ) -> None:

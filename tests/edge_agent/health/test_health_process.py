@@ -119,6 +119,7 @@ def test_ready_follows_the_link_and_the_receipts_and_live_does_not(broker: Runni
     assert agent.figure("connected") == 1
 
 
+@pytest.mark.slow
 def test_a_new_configuration_changes_what_it_names_and_nothing_else(broker: RunningBroker, agent: Running) -> None:
     one, two, three = (agent.table(name, 100_000) for name in ("one", "two", "three"))
     agent.write(one, two)

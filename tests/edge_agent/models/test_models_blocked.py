@@ -132,6 +132,7 @@ def test_a_version_is_reported_as_on_probation_until_it_has_proved_itself(core: 
     assert device.updater.report()[0].on_probation is not True
 
 
+@pytest.mark.slow
 def test_a_device_that_is_switched_off_before_each_probation_ends_passes_it_in_the_end(core: "fake.Core", tmp_path: Path) -> None:
     device = fake.Device(core, tmp_path / "state", probation_s=600.0)
     device.want(core.publish())

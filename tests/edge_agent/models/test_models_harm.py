@@ -196,6 +196,7 @@ def _large_picture(mode: str, side: int) -> bytes:
     return out.getvalue()
 
 
+@pytest.mark.slow
 def test_the_agent_s_own_process_never_imports_what_a_model_needs(core: "fake.Core", tmp_path: Path) -> None:
     published = core.publish()
     script = Path(__file__).parents[2] / "fakes" / "install_once.py"

@@ -42,6 +42,7 @@ def hand_in(device: "fake.Device", body: bytes) -> int:
     return device.version
 
 
+@pytest.mark.slow
 def test_an_older_version_that_is_still_signed_cannot_be_ordered_by_the_brokers_keeper(
     core, director: FakeDirector, device, tmp_path: Path
 ) -> None:

@@ -37,6 +37,7 @@ def test_a_model_that_fails_its_self_test_is_refused_for_good(
     assert again.version == 1
 
 
+@pytest.mark.slow
 def test_a_model_that_fails_on_probation_is_given_up_for_the_one_before(core: "fake.Core", device: "fake.Device") -> None:
     device.want(core.publish())
     device.clock.sleep(10_000)

@@ -174,6 +174,7 @@ def test_a_note_of_the_version_that_rots_refuses_nothing_new(signer: PolicySigne
     assert store.current() == policy(3)
 
 
+@pytest.mark.slow
 def test_a_kill_between_note_and_policy_keeps_the_rules_until_the_new_ones_come_again(
     signer: PolicySigner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

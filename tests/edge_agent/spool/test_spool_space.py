@@ -58,6 +58,7 @@ def test_a_heavy_append_to_a_full_spool_takes_no_more_disk_than_the_quota(tmp_pa
     assert books.dropped["evicted"] > 0
 
 
+@pytest.mark.slow
 def test_no_mixture_of_rows_bodies_and_large_payloads_takes_more_disk_than_the_quota(tmp_path: Path) -> None:
     spool = open_spool(tmp_path / "s")
     chance = random.Random(3)

@@ -40,6 +40,7 @@ def test_samples_leave_the_spool_when_a_receipt_covers_them(broker: RunningBroke
         assert all(books.is_balanced for report in core.reports for books in report.books)
 
 
+@pytest.mark.slow
 def test_an_acknowledgement_of_the_broker_deletes_nothing(broker: RunningBroker, device: Callable[..., Device]) -> None:
     with FakeCore(broker.host, broker.port, is_settling=False) as core:
         agent = device(broker)
@@ -61,6 +62,7 @@ def test_without_a_subscriber_nothing_counts_as_sent(broker: RunningBroker, devi
         eventually(lambda: agent.spooled() == 0)
 
 
+@pytest.mark.slow
 def test_a_broker_restart_loses_nothing(broker: RunningBroker, device: Callable[..., Device]) -> None:
     with FakeCore(broker.host, broker.port) as core:
         agent = device(broker)

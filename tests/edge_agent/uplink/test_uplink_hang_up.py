@@ -79,6 +79,7 @@ def test_two_unwanted_messages_among_many_are_parked_and_can_be_replayed_when_th
         assert before < 40, "bounded tries"
 
 
+@pytest.mark.slow
 def test_a_stream_without_a_right_waits_as_a_whole_and_goes_when_it_has_one_while_others_flow(
     broker: RunningBroker, device: Callable[..., Device]
 ) -> None:

@@ -204,6 +204,7 @@ def device(tmp_path: Path) -> Iterator[Callable[..., Device]]:
         one.close()
 
 
+@pytest.mark.slow
 def test_to_stop_in_the_middle_of_a_paced_message_cuts_it_off_and_keeps_it(broker: RunningBroker, tmp_path: Path) -> None:
     with FakeCore(broker.host, broker.port) as core, BadLink(broker.port) as link:
         agent = Device(tmp_path, link, bytes_per_s=5_000)

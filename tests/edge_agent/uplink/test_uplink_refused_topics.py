@@ -48,6 +48,7 @@ def test_a_refused_subscription_is_shown_until_it_is_granted(front: RefusingFron
         device.close()
 
 
+@pytest.mark.slow
 def test_a_refused_report_is_sent_again_until_the_broker_takes_it(
     broker: RunningBroker, front: RefusingFront, tmp_path: Path
 ) -> None:

@@ -117,6 +117,7 @@ def test_a_flood_of_parts_and_queries_delays_no_other_object(
     assert len(list(unfinished.iterdir())) <= 2 * 256
 
 
+@pytest.mark.slow
 def test_messages_with_large_properties_and_tiny_bodies_count_by_their_whole_size(
     make_bridge: Callable[..., BridgeProcess], device: Device, flooder
 ) -> None:

@@ -40,6 +40,7 @@ def landed(s3) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.slow
 def test_what_is_acknowledged_is_in_the_bucket_and_nothing_is_left_on_the_disk(
     make_bridge: Callable[..., BridgeProcess], device: Device, s3: S3
 ) -> None:

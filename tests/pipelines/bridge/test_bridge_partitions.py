@@ -77,6 +77,7 @@ def seqs_of(bridge, index, sent):
     return seen
 
 
+@pytest.mark.slow
 def test_a_word_of_an_earlier_process_that_a_killed_broker_still_knew_does_not_end_a_bridge(
     make_bridge: Callable[..., BridgeProcess], device: Device
 ) -> None:

@@ -165,6 +165,7 @@ def test_stopping_acknowledges_what_is_durable_so_that_nothing_comes_twice(bridg
     pytest.fail(f"not one of {STOPS} stops was in order")
 
 
+@pytest.mark.slow
 def test_a_bridge_beats_with_its_counters_and_says_when_it_stopped(bridge: BridgeProcess, device: Device) -> None:
     from pipelines.heartbeat import read_heartbeats
 

@@ -235,6 +235,7 @@ _JSON = st.recursive(
 _NAMES = st.sampled_from([*row_schema(CONTRACT).names, "payload_b64", "other"])
 
 
+@pytest.mark.slow
 @given(st.lists(_JSON | st.dictionaries(_NAMES, _JSON, max_size=4), max_size=6), st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_every_row_of_a_json_body_is_accepted_or_refused_with_its_place(values: list[Any], ascii_only: bool) -> None:

@@ -91,6 +91,7 @@ def test_a_client_without_a_certificate_or_with_a_revoked_one_is_refused(secured
     assert can_connect(secured, secured.authority.issue("dev-here"))
 
 
+@pytest.mark.slow
 def test_a_bridge_with_its_certificate_lands_what_a_device_publishes(secured: Secured, tmp_path: Path) -> None:
     certificate, key = secured.authority.issue("bridge-0")
     config = tmp_path / "core.toml"

@@ -261,6 +261,7 @@ def test_the_access_rule_of_a_topic_names_no_device() -> None:
         assert topics.rule_of(f"plant/a/{topic}") == f"plant/a/{rule}"
 
 
+@pytest.mark.slow
 def test_one_device_s_flood_of_reports_and_requests_leaves_the_model_server_to_the_others(
     broker: RunningBroker, client: Hearing, tmp_path: Path
 ) -> None:

@@ -124,6 +124,7 @@ def test_other_streams_commit_while_a_slide_is_being_cut(
         assert len(core.rows(TELEMETRY)) == 30
 
 
+@pytest.mark.slow
 def test_a_slide_that_ends_its_process_is_a_rejection_and_the_others_are_cut(
     core: Core, slides: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -253,6 +254,7 @@ def test_a_slide_that_is_killed_at_half_decodes_at_most_55_of_100_tiles_at_the_n
     assert 0.4 * tiles <= done.tiles_decoded <= 0.55 * tiles
 
 
+@pytest.mark.slow
 def test_chips_refer_to_pictures_that_are_there(core: Core, slides: Callable[..., Any], tmp_path: Path) -> None:
     core.landing.seal([slides([tiff(tmp_path), tiff(tmp_path, seed=2)])])
     core.run()

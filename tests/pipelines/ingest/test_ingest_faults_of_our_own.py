@@ -150,6 +150,7 @@ def items(core: Core, **limits: int) -> Any:
     return works(lake_at(core.root), plan, admit_plan(lake_at(core.root), plan, Ledger()), Limits(1 << 28, 1 << 26, **limits))
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced_and_the_item_is_tried_again(
     core: Core, envelope: MakeEnvelope, worker_pool: WorkerPool
 ) -> None:

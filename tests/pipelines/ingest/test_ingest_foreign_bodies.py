@@ -127,6 +127,7 @@ def test_properties_that_are_not_ours_may_be_long_and_stand_twice() -> None:
         read_head(*HEAD, JSON, [("time", "2026-01-01T00:00:00Z")] * 2)
 
 
+@pytest.mark.slow
 def test_what_is_refused_is_written_before_it_fills_the_memory_and_is_replayed_from_every_file(
     core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
 ) -> None:

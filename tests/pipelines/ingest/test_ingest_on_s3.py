@@ -123,6 +123,7 @@ def keys(core: RemoteCore) -> list[tuple[str, int]]:
     return sorted((row["device"], row["seq"]) for row in core.rows(STREAM))
 
 
+@pytest.mark.slow
 def test_a_run_on_s3_ends_in_one_row_per_sample_and_leaves_nothing_here_that_grows(
     core: RemoteCore, envelope: MakeEnvelope
 ) -> None:

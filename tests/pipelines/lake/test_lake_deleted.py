@@ -109,6 +109,7 @@ def test_one_deleted_row_is_reason_enough(sixty: Callable[[int], Core]) -> None:
     check(core, [seq for seq in range(60) if seq != 17])
 
 
+@pytest.mark.slow
 def test_rows_that_another_tool_spread_over_other_files_keep_their_payloads(sixty: Callable[[int], Core]) -> None:
     core = sixty(3)
     DeltaTable(core.root / FRAMES).optimize.compact()

@@ -293,6 +293,7 @@ def test_a_preview_shows_no_private_value(lake: Core) -> None:
     assert leaks(lake.root) == set()
 
 
+@pytest.mark.slow
 def test_what_a_fault_or_a_refusal_says_is_kept_without_the_values_it_quotes(
     core: Core, envelope: MakeEnvelope, as_ipc: AsIpc, monkeypatch: pytest.MonkeyPatch
 ) -> None:

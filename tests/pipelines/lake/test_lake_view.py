@@ -53,6 +53,7 @@ def opens_directly(path: Path) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_only_the_named_modules_open_tables_and_payloads_beside_the_view(repository_root: Path) -> None:
     paths = sorted((repository_root / "pipelines").rglob("*.py"))
     assert {str(path.relative_to(repository_root)) for path in paths if opens_directly(path)} == KEEPERS | KEEPERS_OF_TABLES

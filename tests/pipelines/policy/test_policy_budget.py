@@ -50,6 +50,7 @@ def test_policies_without_regular_expressions_start_no_process(taggers: list[San
     assert tagger._worker is None
 
 
+@pytest.mark.slow
 def test_a_guarded_tagger_gives_what_a_plain_one_gives_in_the_same_order(taggers: list[SandboxedTagger]) -> None:
     other = Policy("after", ("probe",), (Rule("third", "x = 2"),))
     policies = [PLAIN, WORDS, other]
@@ -61,6 +62,7 @@ def test_a_guarded_tagger_gives_what_a_plain_one_gives_in_the_same_order(taggers
     assert tagger.suspended == {}
 
 
+@pytest.mark.slow
 def test_a_rule_over_its_budget_is_killed_suspended_and_the_others_go_on(taggers: list[SandboxedTagger]) -> None:
     tagger = SandboxedTagger.compile([PLAIN, SLOW, WORDS], CONTRACT, Budget(start_ms=1_500, us_per_row=0))
     taggers.append(tagger)
@@ -96,6 +98,7 @@ worker.ask(0, table, 600)
 """
 
 
+@pytest.mark.slow
 def test_the_process_of_risky_rules_does_not_outlive_a_killed_run() -> None:
     command = [sys.executable, "-c", ORPHAN, SLOW.rules[0].when, encode_contract(CONTRACT).decode()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:

@@ -128,6 +128,7 @@ def test_one_role_vouches_for_a_hundred_versions(version: int, role: str) -> Non
 # -- a repository of the release before -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_repository_of_the_release_before_serves_devices_and_moves_at_the_next_publish(
     core: "fake.Core", device: "fake.Device"
 ) -> None:

@@ -61,6 +61,7 @@ def test_groups_of_one_size_are_split_exactly() -> None:
         assert np.bincount(plan_splits(table, rule_of("part"), seed).splits).tolist() == [160, 20, 20]
 
 
+@pytest.mark.slow
 def test_groups_of_any_size_come_within_half_a_group_of_their_share() -> None:
     for seed in range(20):
         table = parts_of(seed)
@@ -95,6 +96,7 @@ def test_no_rows_have_no_splits() -> None:
     assert splits.dtype == np.int64
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.integers(0, 99))
 def test_a_group_that_was_assigned_never_changes_split(seed: int) -> None:
