@@ -31,6 +31,23 @@ class _Share:
     indexes: Int64s
 
 
+class _Orders:
+    """The orders of the sets' own epochs, the last of each kept. A copy in another process finds its own."""
+
+    def __init__(self, sets: tuple[TrainingSet, ...], seed: int, shuffle: Shuffle) -> None:
+        self._sets, self._seed, self._shuffle = sets, seed, shuffle
+        self._kept = lru_cache(maxsize=2 * len(sets))(self._order)
+
+    def __call__(self, source: int, own_epoch: int) -> SampleOrder:
+        return self._kept(source, own_epoch)
+
+    def __reduce__(self) -> tuple[type["_Orders"], tuple[tuple[TrainingSet, ...], int, Shuffle]]:
+        return _Orders, (self._sets, self._seed, self._shuffle)
+
+    def _order(self, source: int, own_epoch: int) -> SampleOrder:
+        return self._sets[source].order(self._seed, own_epoch, self._shuffle)
+
+
 class MixedSets(Loading):
     """Training sets mixed by weight. Its epochs are read as those of one set: `shuffled`, `resume`, `numpy`, `jax`, `torch`.
 
@@ -77,12 +94,7 @@ class MixedSets(Loading):
 
     def order(self, seed: int, epoch: int, shuffle: Shuffle) -> SampleOrder:
         """The order of an epoch."""
-
-        @lru_cache(maxsize=2 * len(self.sets))
-        def order_of(source: int, own_epoch: int) -> SampleOrder:
-            return self.sets[source].order(seed, own_epoch, shuffle)
-
-        return MixedOrder(self._sizes, self.parts, self.samples, seed, epoch, order_of)
+        return MixedOrder(self._sizes, self.parts, self.samples, seed, epoch, _Orders(self.sets, seed, shuffle))
 
     def source(self, shuffle: Shuffle) -> "MixedSets":
         """The same samples, read as suits an order."""

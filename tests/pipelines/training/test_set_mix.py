@@ -1,5 +1,6 @@
 """Sets mixed by weight, and orders by blocks: proportions as they should be, every sample exactly once, exact states."""
 
+import pickle
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from pipelines.errors import RefusedError
 from pipelines.training.mix import MixedSets, mix_sets, parts_of
 from pipelines.training.open import TrainingSet, open_set
-from pipelines.training.order import EpochOrder, Tail
+from pipelines.training.order import EpochOrder, Shuffle, Tail
 from pipelines.training.permutation import Permutation
 from pipelines.training.seeded_orders import WINDOW_SHARDS, BlockPermutation, MixedOrder
 from tests.pipelines.training.test_set_build import built
@@ -135,6 +136,12 @@ def test_a_mix_stopped_anywhere_goes_on_with_other_ranks(halves: tuple[TrainingS
     rest = [[sample["seq"] for sample in both.resume(epoch.state(), rank=rank, world=2, tail="uneven")] for rank in range(2)]
     assert seen == whole[:77]
     assert [rest[at % 2][at // 2] for at in range(300 - 77)] == whole[77:]
+
+
+@pytest.mark.parametrize("shuffle", ["full", "block"])
+def test_an_order_of_a_mix_is_the_same_in_another_process(halves: tuple[TrainingSet, TrainingSet], shuffle: Shuffle) -> None:
+    order = mix_sets(halves, [3, 1], samples=50).order(7, 2, shuffle)
+    assert pickle.loads(pickle.dumps(order)).at(positions(50)).tolist() == order.at(positions(50)).tolist()  # our own
 
 
 def test_by_default_every_sample_comes_in_one_epoch(halves: tuple[TrainingSet, TrainingSet]) -> None:
