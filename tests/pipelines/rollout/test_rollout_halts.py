@@ -330,6 +330,7 @@ def models_of(body: bytes) -> tuple[Desired, ...]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_in_200_interleavings_no_device_installs_a_version_after_it_has_taken_in_its_halt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
