@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -270,6 +271,8 @@ def _date(time_ms: int) -> str:
 
 
 _FIRST_RETRY_S = 10.0
+# Each costs a check of a signature; a director, two servers and a command line send no more within a second.
+_MOST_PENDING = 8
 _LONGEST_RETRY_S = 300.0
 
 
@@ -291,7 +294,8 @@ class DocumentInbox(Generic[_Body]):
         self._clock = clock
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._pending: bytes | None = None
+        # Oldest first, each with whether it was counted as refused while it waits.
+        self._pending: dict[bytes, bool] = {}
         self._decided = b""
         self._retry = Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S)
         self._due_s = float("-inf")
@@ -301,9 +305,11 @@ class DocumentInbox(Generic[_Body]):
     def hand_in(self, body: bytes) -> None:
         """Take a message in. An empty one takes nothing away: only a signed document does. Returns at once."""
         with self._lock:
-            if not body or body in (self._decided, self._pending):
+            if not body or body == self._decided or body in self._pending:
                 return
-            self._pending = body[: self._max_bytes + 1]
+            self._pending[body[: self._max_bytes + 1]] = False
+            if len(self._pending) > _MOST_PENDING:
+                del self._pending[next(iter(self._pending))]
             self._retry.succeeded()
             self._due_s = float("-inf")
 
@@ -311,23 +317,30 @@ class DocumentInbox(Generic[_Body]):
     def is_due(self) -> bool:
         """Whether a message has come that is to be decided about now."""
         with self._lock:
-            return self._pending is not None and self._clock.monotonic_s() >= self._due_s
+            return bool(self._pending) and self._clock.monotonic_s() >= self._due_s
 
     def take(self) -> _Body | None:
-        """Decide about the newest message, as `take_admitted` does; its order alone."""
+        """Decide about what has come, as `take_admitted` does; its order alone."""
         admitted = self.take_admitted()
         return None if admitted is None else admitted.body
 
     def take_admitted(self) -> AdmittedDocument[_Body] | None:
-        """Decide about the newest message, if it is time to.
+        """Decide about the messages that have come, in their order, if it is time to.
+
+        The last to come need not be the newest: a slow server's older order may arrive after a halt.
 
         Returns:
             The document to follow from now on, noted durably before; None: nothing new.
         """
         with self._lock:
-            body = self._pending
-            if body is None or self._clock.monotonic_s() < self._due_s:
-                return None
+            bodies = [*self._pending] if self._clock.monotonic_s() >= self._due_s else []
+        newest = None
+        for body in bodies:
+            admitted = self._admitted(body)
+            newest = newest if admitted is None else admitted
+        return newest
+
+    def _admitted(self, body: bytes) -> AdmittedDocument[_Body] | None:
         try:
             admitted = self._gate.admit(body)
             self._counter.note(admitted.seen)
@@ -353,17 +366,19 @@ class DocumentInbox(Generic[_Body]):
             self._decided = body
             self._reason = reason
             self._refused += bool(reason)
-            if self._pending == body:  # or a newer one came meanwhile
-                self._pending = None
+            if not reason and body in self._pending:  # those that came before it and wait are of no use any more
+                for earlier in [*takewhile(lambda each: each != body, self._pending)]:
+                    del self._pending[earlier]
+            self._pending.pop(body, None)
 
     def _wait(self, body: bytes, error: Exception) -> None:
         with self._lock:
             is_news = self._reason != str(error)
             self._reason = str(error)
             # An expired document is counted once, and looked at again: the device's clock may be what is wrong.
-            self._refused += isinstance(error, ExpiredDocumentError) and self._decided != body
-            if isinstance(error, ExpiredDocumentError):
-                self._decided = body
+            if isinstance(error, ExpiredDocumentError) and self._pending.get(body) is False:
+                self._refused += 1
+                self._pending[body] = True
             self._due_s = self._clock.monotonic_s() + self._retry.next_s()
         if is_news:
             log.warning("document_waits", kind=self._kind.value, reason=str(error))

@@ -9,7 +9,7 @@ PRODUCT = ("catchment", "edge_agent", "pipelines", "schemas")
 PUBLIC = {"_exit", "_repr_html_", "_replace", "_asdict", "_fields"}
 # Times and limits are arguments with a default: give another one, instead of reaching into a module or an object.
 # Both ceilings may only fall: who takes one away lowers them.
-MAX_PRIVATE_TOUCHES = 39
+MAX_PRIVATE_TOUCHES = 38
 MAX_PRIVATE_OR_DOTTED_PATCHES = 4
 FIXTURES = {"core", "core_on_disk", "envelope", "as_ipc", "frames", "contract_with", "plant", "make_broker", "broker", "site"}
 

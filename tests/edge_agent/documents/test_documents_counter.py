@@ -122,7 +122,7 @@ def test_orders_come_from_one_thread_while_another_decides(tmp_path: Path) -> No
     feeder = threading.Thread(target=lambda: deque(map(device.inbox.hand_in, bodies)))
     feeder.start()
     got = []
-    while feeder.is_alive() or device.inbox._pending is not None:
+    while feeder.is_alive() or device.inbox.is_due:
         if (models := device.inbox.take()) is not None:
             got.append(models.models[0].version)
     assert got == sorted(got)

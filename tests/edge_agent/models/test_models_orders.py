@@ -60,6 +60,27 @@ def test_an_older_version_that_is_still_signed_cannot_be_ordered_by_the_brokers_
     assert hand_in(again, order(director, 13, first)) == 1  # the director may
 
 
+@pytest.mark.parametrize("late", [[10], [10, 9], [9, 10]])
+def test_a_halt_stands_when_older_orders_arrive_right_after_it(core, director: FakeDirector, device, late: list[int]) -> None:
+    first = desire(core.publish())
+    device.updater.on_desired(order(director, 11))  # nothing is to run
+    for counter in late:
+        device.updater.on_desired(order(director, counter, first))
+    device.settle()
+    assert device.version == 0
+
+
+def test_of_many_orders_at_once_the_last_to_come_are_kept(director: FakeDirector, tmp_path: Path) -> None:
+    taker = OrderTaker(tmp_path / "state", director.public_key, device="cam-1")
+    for counter in range(1, 101):
+        taker.inbox.hand_in(order(director, counter))
+    admitted = taker.inbox.take_admitted()
+    assert admitted is not None
+    assert admitted.document.counter == 100
+    assert taker.inbox.take_admitted() is None
+    assert taker.inbox.report().refused == 0
+
+
 def test_of_several_models_a_device_takes_its_own(core, director: FakeDirector, device) -> None:
     ours = desire(core.publish())
     assert hand_in(device, order(director, 1, wanted(4, "faces"), ours, wanted(9, "defects"))) == 1

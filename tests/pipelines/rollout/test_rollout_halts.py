@@ -338,3 +338,16 @@ def test_in_200_interleavings_no_device_installs_a_version_after_it_has_taken_in
     monkeypatch.setattr(updater, "ModelFetcher", SlowTrust)
     monkeypatch.setattr(server, "BrokerLink", FakeLink)
     run_state_machine_as_test(HaltMachine, settings=settings(max_examples=200, stateful_step_count=30, deadline=None))
+
+
+def test_an_order_of_a_server_that_was_slow_does_not_take_the_place_of_a_halt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "ModelProcess", FakeProcess)
+    monkeypatch.setattr(updater, "ModelFetcher", SlowTrust)
+    monkeypatch.setattr(server, "BrokerLink", FakeLink)
+    fleet = HaltMachine()
+    fleet.begin()
+    fleet.halt_in_the_middle(name="a", version=1, is_sent=True)
+    fleet.tick(name="server 2")  # its order arrives last, after the halt of the restarted rollout
+    fleet.begin_a_download(name="a", version=1)
+    fleet.halt_in_the_middle(name="a", version=1, is_sent=False)
+    fleet.teardown()
