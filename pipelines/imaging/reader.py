@@ -59,12 +59,13 @@ class TiffLevel:
         if len(body) != size:
             raise UnreadableImageError(f"tile {tile} lies outside the image's own bytes")
         if facts.lossy:
-            return self._decode_jpeg(tile, body)[: box.height, : box.width]
-        pixels, _place, _ = page.decode(body, tile)
-        found = np.asarray(pixels[0, : box.height, : box.width], np.uint8)
+            found = self._decode_jpeg(tile, body)[: box.height, : box.width]
+        else:
+            pixels, _place, _ = page.decode(body, tile)
+            found = np.asarray(pixels[0, : box.height, : box.width], np.uint8)
         if found.shape[:2] != (box.height, box.width):
             raise UnreadableImageError(f"tile {tile} has fewer pixels than the header says")
-        return found if facts.scale == 1 else np.multiply(found, facts.scale, dtype=np.uint8)
+        return found if facts.lossy or facts.scale == 1 else np.multiply(found, facts.scale, dtype=np.uint8)
 
     def _decode_jpeg(self, tile: int, body: bytes) -> Pixels:
         """Decode strictly: data that is cut short or damaged is only a warning to most decoders, and comes out gray."""

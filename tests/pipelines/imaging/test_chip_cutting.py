@@ -218,6 +218,17 @@ def test_a_missing_object_stops_the_run(tmp_path: Path, refer: Refer) -> None:
         one(tmp_path, slide)
 
 
+@pytest.mark.parametrize("width", [1, 7, 8, 15])
+def test_a_jpeg_tile_with_fewer_pixels_than_the_header_says_is_refused(tmp_path: Path, refer: Refer, width: int) -> None:
+    body = bytearray(noise(tmp_path / "a.tif", (40, 40, 3), tile=(16, 16), compression="jpeg").read_bytes())
+    frame_head = body.index(b"\xff\xc0")
+    body[frame_head + 7 : frame_head + 9] = width.to_bytes(2, "big")
+    path = tmp_path / "narrow.tif"
+    path.write_bytes(body)
+    task = work.SlideTask(lake_at(tmp_path), ChipPlace("slide", "s16", 1, 0), refer(path, 16), 1_000_000)
+    assert work.cut_slide(task).rejection is not None
+
+
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_mutated_slide_is_cut_or_refused_and_never_an_exception(tmp_path: Path, refer: Refer, data: st.DataObject) -> None:
