@@ -95,6 +95,6 @@ def _tell_places(console: PlainConsole, outcome: Outcome) -> None:
     for line in (
         f"catchment set show {name} -c {folder / 'core.toml'}",
         f"catchment policy test {folder / 'policies'}/*.yaml",
-        f"python -c \"from pipelines.training.open import open_set; print(open_set('{folder}/lake/sets/{name}/1')[0].columns)\"",
+        f"python -c \"import catchment; print(catchment.open_set('{folder}/lake/sets/{name}/1')[0].columns)\"",
     ):
         console.print(f"  {line}", style="cyan", soft_wrap=True, highlight=False)
