@@ -3,11 +3,14 @@
 What goes into chip cutting and what comes out of it.
 """
 
+import base64
 import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
@@ -15,6 +18,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from catchment.runtime.atomic_files import sync_file, sync_folder
 from pipelines.errors import CorruptLakeError
 from pipelines.imaging.cutting import Chips
+from pipelines.imaging.facts import ImageFacts
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import CHIPS, cut_folder, cut_prefix
 from pipelines.lake.payload import PayloadShard, write_payload_shard
@@ -76,7 +80,11 @@ def chip_schema() -> pa.Schema:
     """Columns of a chip row; its key is (device, epoch, seq, spec, chip_index).
 
     `width` and `height` are the part inside the image; `background` is the share of it that is near white or near black;
-    `left_out` names the other images of the file, which are not cut.
+    `left_out` names the other images of the file, which are not cut. `plane`, `z` and `t` tell the plane of a stack.
+    `valid` is the share that holds something and `mask` the file's own mask as PNG. `level0_x`, `level0_y` are the place in the
+    full image, `factor_x`, `factor_y` its pixels to one of the chip, `mpp_x`, `mpp_y` the chip's micrometres per pixel.
+    `transform` (six numbers, from the chip's pixels), `crs` and `footprint` (WKB) are there where the file has a georeference.
+    `converted` tells how pixels differ from the stored ones, `method` how the picture was made: `exact` or `reencode`.
     """
     return pa.schema([
         pa.field("device", pa.string()),
@@ -103,6 +111,24 @@ def chip_schema() -> pa.Schema:
         pa.field("payload_offset", pa.int64()),
         pa.field("payload_length", pa.int64()),
         pa.field("payload_sha256", pa.string()),
+        pa.field("plane", pa.int32()),
+        pa.field("z", pa.int32()),
+        pa.field("t", pa.int32()),
+        pa.field("valid", pa.float32()),
+        pa.field("mask", pa.binary()),
+        pa.field("level0_x", pa.int64()),
+        pa.field("level0_y", pa.int64()),
+        pa.field("factor_x", pa.float64()),
+        pa.field("factor_y", pa.float64()),
+        pa.field("mpp_x", pa.float64()),
+        pa.field("mpp_y", pa.float64()),
+        pa.field("transform", pa.list_(pa.float64())),
+        pa.field("crs", pa.string()),
+        pa.field("footprint", pa.binary()),
+        pa.field("orientation", pa.int32()),
+        pa.field("icc_sha256", pa.string()),
+        pa.field("converted", pa.string()),
+        pa.field("method", pa.string()),
     ])  # fmt: skip
 
 
@@ -142,25 +168,26 @@ class ChipPlace:
         return f"streams/{self.stream}_chips/{cut_prefix(self.cut)}-{self.number}.parquet"
 
 
-def create_array(lake: Lake, place: ChipPlace, shape: tuple[int, int, int, int], shard_chips: int) -> None:
+def create_array(lake: Lake, place: ChipPlace, shape: tuple[int, int, int, int], shard_chips: int, facts: ImageFacts) -> None:
     """Create the array (chips, height, width, channels): one chip an inner chunk, one band a shard.
 
     An equal one stays, with the bands that an earlier try has finished; of another one nothing is kept.
     """
     path = lake.root / place.zarr
-    if path.exists() and _fits(path, shape, shard_chips):
+    if path.exists() and _fits(path, shape, shard_chips, facts):
         return
     discard(lake, place)
     path.parent.mkdir(parents=True, exist_ok=True)
     zarr.create_array(
         store=str(path),
         shape=shape,
-        dtype="uint8",
+        dtype=facts.dtype,
         chunks=(1, *shape[1:]),
         shards=(shard_chips, *shape[1:]),
         compressors=[ZstdCodec(level=1), Crc32cCodec()],
         fill_value=0,
         dimension_names=["chip", "y", "x", "channel"],
+        attributes=_attributes(facts),
         zarr_format=3,
     )
     _sync_file(path / "zarr.json")
@@ -207,12 +234,27 @@ def discard(lake: Lake, place: ChipPlace) -> None:
     shutil.rmtree(lake.root / place.zarr, ignore_errors=True)
 
 
-def _fits(path: Path, shape: tuple[int, int, int, int], shard_chips: int) -> bool:
+def _attributes(facts: ImageFacts) -> dict[str, Any]:
+    """What rows do not hold: names of channels, the colour table and the colour profile."""
+    said: dict[str, Any] = {"colours": str(facts.colours)}
+    if facts.channel_names:
+        said["channel_names"] = list(facts.channel_names)
+    if facts.nodata is not None and np.isfinite(facts.nodata):
+        said["nodata"] = facts.nodata
+    if facts.palette:
+        said["palette_rgb"] = list(facts.palette)
+    if facts.icc:
+        said["icc_profile_base64"] = base64.b64encode(facts.icc).decode()
+    return said
+
+
+def _fits(path: Path, shape: tuple[int, int, int, int], shard_chips: int, facts: ImageFacts) -> bool:
     try:
         array = zarr.open_array(str(path), mode="r")
     except (OSError, ValueError, KeyError):  # an earlier attempt died while it created the array
         return False
-    return array.shape == shape and array.shards is not None and array.shards[0] == shard_chips
+    has_shards = array.shards is not None and array.shards[0] == shard_chips
+    return has_shards and array.shape == shape and str(array.dtype) == facts.dtype
 
 
 def _sync_file(path: Path) -> None:
