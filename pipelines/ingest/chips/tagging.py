@@ -81,6 +81,8 @@ class ChipTagger:
             self._policies = found
         except (PipelineError, OSError) as error:
             if self._policies is None:
-                raise RetryLaterError(f"chips wait for their tags: the policies cannot be read ({error}); correct them") from error
+                raise RetryLaterError(
+                    f"chips wait for their tags: the policies cannot be read ({error}); correct them"
+                ) from error
             log.warning("chip_policies_refused", reason=str(error))
         return self._policies
