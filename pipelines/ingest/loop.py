@@ -114,8 +114,8 @@ class RuleBook:
         store_code(self._lake, policies, Path(self._policies))
         known = ContractSet.load(self._contracts)
         contracts = tuple(inspected(contract, policies) for contract in known.all())
-        # A rule that does not compile must stop here, not the first run. Contracts of chips are derived, and in no pins: no device
-        # may send by them, and a cut takes the rules as they are when it is committed.
+        # A rule that does not compile must stop here, not the first run. Contracts of chips are in no pins: no device may send by
+        # them, and a cut takes the rules as they are when it is committed.
         read = frozenset(name for contract in contracts for name in Tagger.compile(policies, contract).columns)
         for contract in known.derived():
             Tagger.compile(policies, inspected(contract, policies))

@@ -1,7 +1,7 @@
 """The columns of slides on the rows of their chips: joined when they are read, never stored there.
 
-A slide that is tagged again or gets a column changes what its chips show at once, and no chip row is rewritten for it. The columns
-are named as in the contract of chips (`schemas.chip_contract`).
+A slide that is tagged again or gets a column changes what its chips show at once, and no chip row is rewritten for it. The
+columns are named as in the contract of chips (`schemas.chip_contract`).
 """
 
 import re
