@@ -16,12 +16,14 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from catchment.runtime.atomic_files import sync_file, sync_folder
+from pipelines.contracts.arrow import arrow_type
 from pipelines.errors import CorruptLakeError
 from pipelines.imaging.cutting import Chips
 from pipelines.imaging.facts import ImageFacts
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import CHIPS, cut_folder, cut_prefix
 from pipelines.lake.payload import PayloadShard, write_payload_shard
+from schemas.chip_contract import CHIP_COLUMNS, chip_stream
 from schemas.contract import ChipSpec
 from schemas.ids import Digest, SampleKey
 
@@ -33,7 +35,7 @@ class SlideRef:
     """An image in the lake that shall be cut by `spec`.
 
     `shard`, `offset`, `length` tell where its bytes lie, as in the stream's row: a file under `objects/` (offset 0) or a value
-    inside a payload shard. `run` committed the image; `tags` and `tag_rules` are handed on to every chip.
+    inside a payload shard. `run` committed the image.
     """
 
     key: SampleKey
@@ -43,8 +45,6 @@ class SlideRef:
     length: int
     spec: ChipSpec
     event_time_us: int | None = None
-    tags: tuple[str, ...] = ()
-    tag_rules: tuple[str, ...] = ()
     run: int = 0
 
 
@@ -73,18 +73,13 @@ class ChipFile:
 
 def chip_table(stream: str) -> str:
     """The name of the table that a stream's chip rows go to."""
-    return f"{stream}_chips"
+    return chip_stream(stream)
 
 
 def chip_schema() -> pa.Schema:
     """Columns of a chip row; its key is (device, epoch, seq, spec, chip_index).
 
-    `width` and `height` are the part inside the image; `background` is the share of it that is near white or near black;
-    `left_out` names the other images of the file, which are not cut. `plane`, `z` and `t` tell the plane of a stack.
-    `valid` is the share that holds something and `mask` the file's own mask as PNG. `level0_x`, `level0_y` are the place in the
-    full image, `factor_x`, `factor_y` its pixels to one of the chip, `mpp_x`, `mpp_y` the chip's micrometres per pixel.
-    `transform` (six numbers, from the chip's pixels), `crs` and `footprint` (WKB) are there where the file has a georeference.
-    `converted` tells how pixels differ from the stored ones, `method` how the picture was made: `exact` or `reencode`.
+    Between the key and the tags stand the columns of the contract of chips. Tags are those of the chip; the slide's are joined.
     """
     return pa.schema([
         pa.field("device", pa.string()),
@@ -92,18 +87,7 @@ def chip_schema() -> pa.Schema:
         pa.field("seq", pa.int64()),
         pa.field("event_time", pa.timestamp("us", "UTC")),
         pa.field("run", pa.int64()),
-        pa.field("source_sha256", pa.string()),
-        pa.field("spec", pa.string()),
-        pa.field("level", pa.int32()),
-        pa.field("chip_index", pa.int64()),
-        pa.field("x", pa.int64()),
-        pa.field("y", pa.int64()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("background", pa.float32()),
-        pa.field("media_type", pa.string()),
-        pa.field("zarr_path", pa.string()),
-        pa.field("left_out", pa.string()),
+        *(pa.field(column.name, arrow_type(column)) for column in CHIP_COLUMNS),
         pa.field("tags", pa.list_(pa.string())),
         pa.field("tag_rules", pa.list_(pa.string())),
         pa.field("payload_shard", pa.string()),
@@ -111,24 +95,6 @@ def chip_schema() -> pa.Schema:
         pa.field("payload_offset", pa.int64()),
         pa.field("payload_length", pa.int64()),
         pa.field("payload_sha256", pa.string()),
-        pa.field("plane", pa.int32()),
-        pa.field("z", pa.int32()),
-        pa.field("t", pa.int32()),
-        pa.field("valid", pa.float32()),
-        pa.field("mask", pa.binary()),
-        pa.field("level0_x", pa.int64()),
-        pa.field("level0_y", pa.int64()),
-        pa.field("factor_x", pa.float64()),
-        pa.field("factor_y", pa.float64()),
-        pa.field("mpp_x", pa.float64()),
-        pa.field("mpp_y", pa.float64()),
-        pa.field("transform", pa.list_(pa.float64())),
-        pa.field("crs", pa.string()),
-        pa.field("footprint", pa.binary()),
-        pa.field("orientation", pa.int32()),
-        pa.field("icc_sha256", pa.string()),
-        pa.field("converted", pa.string()),
-        pa.field("method", pa.string()),
     ])  # fmt: skip
 
 
