@@ -149,8 +149,8 @@ def _channel_names(tiff: Any, channels: int) -> tuple[str, ...]:
 
     found = xml2dict(tiff.ome_metadata).get("OME", {}).get("Image", {})
     image = found[0] if isinstance(found, list) else found
-    said = image.get("Pixels", {}).get("Channel", [])
-    names = tuple(str(one.get("Name", "")) for one in (said if isinstance(said, list) else [said]))
+    stated = image.get("Pixels", {}).get("Channel", [])
+    names = tuple(str(one.get("Name", "")) for one in (stated if isinstance(stated, list) else [stated]))
     return names if len(names) == channels and all(names) else ()
 
 

@@ -124,11 +124,11 @@ def ome_mpp(xml: str) -> tuple[float, float] | None:
     pixels = _OME_PIXELS.search(xml)
     if pixels is None:
         return None
-    said = {(axis, is_unit): value for axis, is_unit, value in _OME_SIZE.findall(pixels[1])}
+    stated = {(axis, is_unit): value for axis, is_unit, value in _OME_SIZE.findall(pixels[1])}
     sizes = []
     for axis in "XY":
         try:
-            sizes.append(float(said[axis, ""]) * _UNITS_UM[said.get((axis, "Unit"), "µm").lower()])
+            sizes.append(float(stated[axis, ""]) * _UNITS_UM[stated.get((axis, "Unit"), "µm").lower()])
         except (KeyError, ValueError):
             return None
     return _checked(*sizes)

@@ -202,16 +202,16 @@ def discard(lake: Lake, place: ChipPlace) -> None:
 
 def _attributes(facts: ImageFacts) -> dict[str, Any]:
     """What rows do not hold: names of channels, the colour table and the colour profile."""
-    said: dict[str, Any] = {"colours": str(facts.colours)}
+    attributes: dict[str, Any] = {"colours": str(facts.colours)}
     if facts.channel_names:
-        said["channel_names"] = list(facts.channel_names)
+        attributes["channel_names"] = list(facts.channel_names)
     if facts.nodata is not None and np.isfinite(facts.nodata):
-        said["nodata"] = facts.nodata
+        attributes["nodata"] = facts.nodata
     if facts.palette:
-        said["palette_rgb"] = list(facts.palette)
+        attributes["palette_rgb"] = list(facts.palette)
     if facts.icc:
-        said["icc_profile_base64"] = base64.b64encode(facts.icc).decode()
-    return said
+        attributes["icc_profile_base64"] = base64.b64encode(facts.icc).decode()
+    return attributes
 
 
 def _fits(path: Path, shape: tuple[int, int, int, int], shard_chips: int, facts: ImageFacts) -> bool:
