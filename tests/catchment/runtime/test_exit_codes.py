@@ -38,7 +38,8 @@ GIVEN = {
     "set export": ["s", "out", "--to", "webdataset"], "set exports": ["s"],
     "model publish": ["m", "m.onnx"], "model show": ["m"], "model withdraw": ["m", "1"], "rollout start": ["m"],
     "model root draft": ["next.json"], "model root install": ["next.json"], "model root verify": ["next.json"],
-    "rollout halt": ["m-1"],
+    "rollout halt": ["m-1"], "rollout pause": ["m-1"], "rollout resume": ["m-1"], "rollout rollback": ["m-1"],
+    "rollout judge": ["m-1", "v.csv"],
     "quarantine show": ["slide"], "quarantine replay": ["--all"], "quarantine discard": ["--all", "--yes"],
     "director retire": ["00"], "spool show": ["1"], "park replay": ["1"], "run": [],
 }  # fmt: skip
@@ -77,7 +78,8 @@ MISSING = {
     "model publish": ["m", "none.onnx"], "model show": ["none"], "model withdraw": ["none", "1"], "rollout start": ["none"],
     "model root draft": ["next.json"], "model root install": ["none.json"], "model root verify": ["none.json"],
     "model root sign": ["none.json", "none.pem"],
-    "rollout halt": ["none"],
+    "rollout halt": ["none"], "rollout pause": ["none"], "rollout resume": ["none"], "rollout rollback": ["none"],
+    "rollout judge": ["none", "v.csv"],
     "quarantine show": ["none"], "quarantine replay": ["--stream", "none"], "quarantine discard": ["--stream", "none", "--yes"],
     "director show": [], "director add": [], "director retire": ["00"],
 }  # fmt: skip
