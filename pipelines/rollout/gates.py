@@ -10,9 +10,11 @@ intra-device correlation of 0.005).
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 FALSE_HALT_RATE = 0.01
 SIGNALS = ("failed", "slow", "died", "errors", "shadow")
@@ -33,8 +35,8 @@ _QUORUM, _SETTLED = 0.5, 0.9
 class VersionCounts:
     """Pictures that devices tried to answer with a version, and failures among them; one number a device."""
 
-    attempts: Sequence[float]
-    failures: Sequence[float]
+    attempts: "ArrayLike"
+    failures: "ArrayLike"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ Devices differ: each one's chance of a failing answer is drawn from a beta distr
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -101,9 +101,8 @@ def roll_out(fleet: Fleet, rng: np.random.Generator, waves: Sequence[float] = WA
             new_right=new_right,
         )
         # What holds for a person is resumed every time here: that reaches the most devices.
-        decision = decide(
-            evidence, WaveRules(**{**_plain(rules), "accepted_failures": int(failed.sum())}), (step - opened) * STEP_S
-        )
+        rules = replace(rules, accepted_failures=int(failed.sum()))
+        decision = decide(evidence, rules, (step - opened) * STEP_S)
         if decision.action == "halt":
             return Outcome(True, decision.reason, reached)
         if decision.action == "widen":
@@ -112,10 +111,6 @@ def roll_out(fleet: Fleet, rng: np.random.Generator, waves: Sequence[float] = WA
             wave, opened = wave + 1, step
             told_at[reached : counts[wave]] = step
     raise AssertionError(f"the rollout neither ended nor halted: {decision}")
-
-
-def _plain(rules: WaveRules) -> dict[str, float]:
-    return {"soak_s": rules.soak_s, "min_attempts": rules.min_attempts, "min_judged": rules.min_judged}
 
 
 def _rates(fleet: Fleet, rng: np.random.Generator) -> np.ndarray:

@@ -58,7 +58,7 @@ def test_every_wave_has_at_least_one_device_more(devices: int, counts: list[int]
 @given(st.integers(1, 150))
 def test_each_wave_reaches_exactly_its_count_and_all_that_the_one_before_reached(count: int) -> None:
     devices = [f"d-{number}" for number in range(count)]
-    rollout, before = in_waves(), set()
+    rollout, before = in_waves(), set[str]()
     for expected in wave_counts(WAVES, count):
         rollout = rollout.opened(devices, 2_000)
         reached = set(rollout.among(devices))
@@ -179,7 +179,9 @@ def test_the_evidence_is_what_the_reached_devices_report() -> None:
 
 def test_errors_of_everyone_are_not_the_models() -> None:
     def reports(now: int, failures: int) -> dict[str, tuple[ModelReport, ...]]:
-        beside = {f"o-{n}": (report(1, ModelTally(1, 10_000 + now, 100 + failures)),) for n in range(20)}
+        beside: dict[str, tuple[ModelReport, ...]] = {
+            f"o-{n}": (report(1, ModelTally(1, 10_000 + now, 100 + failures)),) for n in range(20)
+        }
         ours = (report(2, ModelTally(2, now, failures), ModelTally(1, 10_000, 100)),)
         return {**beside, "a": ours} if now else beside
 
