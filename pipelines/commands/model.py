@@ -1,5 +1,6 @@
 """`catchment model …`: models, keys and signatures."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from functools import partial
@@ -20,14 +21,19 @@ from pipelines.commands.rollout import order_again
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.director import director_folder, first_director
 from pipelines.errors import ConfigError, RefusedError
+from pipelines.lake.lake import lake_of
 from pipelines.rollout.golden import GoldenTrial, check_scores, try_within_limits
 from pipelines.rollout.keys import ROLES, KeyFolder, KeyPlan, keys_folder, load_signer, models_folder, new_key
+from pipelines.rollout.onnx_metadata import with_metadata
+from pipelines.rollout.origin import check_origin, origin_entries, origin_in, origin_of_set
 from pipelines.rollout.repository import ModelRepository, PublishedModel
-from pipelines.rollout.role_files import check_draft, draft_root, install_root, read_draft, sign_draft
+from pipelines.rollout.role_files import check_draft, draft_root, draft_rotation, install_root, read_draft, sign_draft
 from pipelines.rollout.rollouts import RolloutStore
 from pipelines.rollout.server import serve
 from pipelines.stopping import stop_on_signals
 from schemas.model import MODEL_ANSWER_MS, MODEL_MEMORY_MIB, ImageInput
+from schemas.model_origin import ModelOrigin
+from schemas.rollout import MODEL_NAME
 
 model_app = typer.Typer(help="The models that the signing keys vouch for.", no_args_is_help=True)
 key_app = typer.Typer(help="The private keys that sign models.", no_args_is_help=True)
@@ -59,6 +65,34 @@ def model_expiry(config: Config = None, as_json: AsJson = False) -> None:
 def model_sign(config: Config = None, keys: Keys = None) -> None:
     """Sign everything that vouches for models again, without a new model."""
     out.print(f"{_repository(load_core_config(config), keys).sign()} roles signed again")
+
+
+@model_app.command("rotate")
+def model_rotate(
+    role: Annotated[str, typer.Argument(help="root, targets, snapshot or timestamp.")],
+    config: Config = None,
+    keys: Keys = None,
+    draft: Annotated[Path, typer.Option(help="Where the next root goes if root keys elsewhere must sign it.")] = Path(
+        "next.json"
+    ),
+) -> None:
+    """Replace the keys of a role by new ones. The root keys that are here sign; others sign the draft where they are."""
+    repository = _repository(load_core_config(config), keys)
+    _one_of("role", role, ROLES)
+    if draft.exists():
+        raise RefusedError(f"{draft} exists already; install or remove it first, or name another file with --draft")
+    document = draft_rotation(repository.files, repository.keys, role)
+    _, lacks = check_draft(repository.files, document)
+    if lacks:
+        write_atomic(draft, document.to_bytes(), mode=0o644)
+        out.print(
+            f"{draft} lacks {'; '.join(lacks)}: catchment model root sign {draft} KEY.pem, then root verify and root install"
+        )
+        return
+    path = install_root(repository.files, document)
+    out.print(
+        f"{path} is in force with new {role} keys; {repository.sign()} roles signed again; the old keys sign nothing any more"
+    )
 
 
 @key_app.command("new")
@@ -138,6 +172,7 @@ def _plain(model: PublishedModel) -> dict[str, object]:
         "sha256": model.digest,
         "labels": list(spec.labels),
         "input": msgspec.to_builtins(spec.input),
+        **({"origin": "none"} if spec.origin is None else _origin_facts(spec.origin)),
     }
 
 
@@ -174,17 +209,41 @@ def model_publish(  # noqa: PLR0913, PLR0917  # each argument is an option of th
     softmax: Annotated[bool, typer.Option(help="The answers are logits.")] = False,
     memory_mib: Annotated[int, typer.Option(help="Memory that your devices give a model (max_memory_mib).")] = MODEL_MEMORY_MIB,
     answer_ms: Annotated[int, typer.Option(help="Time that they give it for a picture (max_ms).")] = MODEL_ANSWER_MS,
+    training_set: Annotated[str, typer.Option("--set", help="The set that it was trained on: name or name/version.")] = "",
+    metrics: Annotated[Path | None, typer.Option(help="JSON object of numbers, signed with the model.")] = None,
+    code: Annotated[str, typer.Option(help="Revision of the code that trained it.")] = "",
 ) -> None:
     """Try a model within a device's limits, then sign it as its next version."""
     core = load_core_config(config)
     require_files([file])
-    onnx = file.read_bytes()
+    onnx, origin = _with_origin(core, file.read_bytes(), training_set, metrics, code)
     attempt = partial(try_within_limits, onnx, memory_mib=memory_mib, answer_ms=answer_ms)
     image = _image(attempt, width, height, colour, layout, scale)
     trial, names = attempt(image), _labels(labels)
     check_scores(trial, names, softmax)
-    published = _repository(core, keys).publish(name, onnx, image, labels=names, softmax=softmax, golden=trial.golden)
+    published = _repository(core, keys).publish(
+        name, onnx, image, labels=names, softmax=softmax, golden=trial.golden, origin=origin
+    )
     out.print(f"{name} version {published.spec.version}: {published.size} bytes, sha256 {published.digest}")
+    if origin is None or not origin.training_set:
+        out.print("it has no origin: nobody can say what it was trained on; publish with --set NAME/VERSION")
+
+
+def _with_origin(
+    core: CoreConfig, onnx: bytes, training_set: str, metrics: Path | None, code: str
+) -> tuple[bytes, ModelOrigin | None]:
+    """The ONNX file with its origin in it; one that the file names already stands where the options name none."""
+    if not training_set:
+        if metrics is not None or code:
+            raise RefusedError("--metrics and --code go with --set NAME/VERSION")
+        return onnx, origin_in(onnx)
+    origin, named = origin_of_set(lake_of(core), training_set, code, metrics), origin_in(onnx)
+    if named is not None and named.manifest_sha256 not in {"", origin.manifest_sha256}:
+        raise RefusedError(
+            f"the file says that it was trained on {named.training_set}, and --set says {origin.training_set}; "
+            "their manifests differ: give the set that it was trained on"
+        )
+    return with_metadata(onnx, origin_entries(origin)), origin
 
 
 def _image(attempt: Callable[[], GoldenTrial], width: int, height: int, colour: str, layout: str, scale: float) -> ImageInput:
@@ -228,14 +287,49 @@ def model_ls(config: Config = None, as_json: AsJson = False) -> None:
 
 
 @model_app.command("show")
-def model_show(name: str, version: int | None = None, config: Config = None, as_json: AsJson = False) -> None:
-    """Show one version of a model; the newest if none is named."""
-    facts = _plain(_repository(load_core_config(config)).model(name, version))
+def model_show(
+    name: Annotated[str, typer.Argument(help="A published model, or the path of any ONNX file.")],
+    version: int | None = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one version of a model, the newest if none is named, or what a file says of its origin."""
+    core = load_core_config(config)
+    facts = _plain(_repository(core).model(name, version)) if MODEL_NAME.fullmatch(name) else _file_facts(core, Path(name))
     if as_json:
         say_json(json.dumps(facts))
         return
     for key, value in facts.items():
         out.print(f"{key}: {plain(value)}")
+
+
+def _file_facts(core: CoreConfig, file: Path) -> dict[str, object]:
+    """What is known of a file found anywhere: which version it is, and where it comes from."""
+    require_files([file])
+    onnx = file.read_bytes()
+    digest = hashlib.sha256(onnx).hexdigest()
+    known = _repository(core).version_of(digest)
+    origin = origin_in(onnx) if known is None or known.spec.origin is None else known.spec.origin
+    facts: dict[str, object] = {
+        "file": str(file),
+        "sha256": digest,
+        "published": "no: nobody vouches for this file" if known is None else f"{known.spec.name} version {known.spec.version}",
+    }
+    if origin is None:
+        return {**facts, "origin": "none: nobody said what it was trained on"}
+    here = {"same": "this lake has it", "differs": "this lake has ANOTHER set of that name", "absent": "not in this lake"}
+    found = check_origin(lake_of(core), origin).set_here
+    signed = "signed" if known is not None and known.spec.origin is not None else "said by the file alone, not signed"
+    return {**facts, **_origin_facts(origin), "origin": signed, "set here": "" if found is None else here[found]}
+
+
+def _origin_facts(origin: ModelOrigin) -> dict[str, object]:
+    return {
+        "set": origin.training_set,
+        "manifest_sha256": origin.manifest_sha256,
+        "code": origin.code,
+        "metrics": origin.metrics,
+    }
 
 
 @model_app.command("withdraw")

@@ -18,8 +18,8 @@ from pipelines.director import DesiredOrders
 from pipelines.errors import RefusedError, RetryLaterError
 from pipelines.rollout.cohorts import BUCKETS, parse_cohort
 from pipelines.rollout.fleet import publish_orders, reported_models
-from pipelines.rollout.fleet_evidence import FleetWatch, add_judged, read_judged
-from pipelines.rollout.judging import read_verdicts
+from pipelines.rollout.fleet_evidence import FleetWatch
+from pipelines.rollout.judged import add_judged, read_judged, read_verdicts
 from pipelines.rollout.keys import KeyFolder, keys_folder, models_folder
 from pipelines.rollout.repository import ModelRepository
 from pipelines.rollout.rollouts import Rollout, RolloutStore, progress, way_back

@@ -1,67 +1,12 @@
 """What a fleet's reports say for or against a rollout: the evidence that the gates decide by."""
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
-from catchment.runtime.atomic_files import write_atomic
-from pipelines.errors import CorruptLakeError
 from pipelines.rollout.gates import FleetDrift, GateDecision, VersionCounts, WaveEvidence, decide, error_evidence, is_slow
+from pipelines.rollout.judged import JudgedPairs
 from pipelines.rollout.rollouts import Rollout, progress
 from schemas.model_tally import ModelTally
 from schemas.reported import ModelReport
-
-_MAX_JUDGED_BYTES = 64 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class JudgedPairs:
-    """Pictures on which a version and the one before disagreed, with what was right: `True` for the version before."""
-
-    by_sample: Mapping[str, bool]
-
-    @property
-    def old_right(self) -> int:
-        """On how many the version before was right."""
-        return sum(self.by_sample.values())
-
-    @property
-    def new_right(self) -> int:
-        """On how many this version was right."""
-        return len(self.by_sample) - self.old_right
-
-
-def read_judged(rollouts: Path, name: str) -> JudgedPairs:
-    """The judged pictures of a rollout, from `judged/<name>.json` in the folder of the rollouts.
-
-    Raises:
-        CorruptLakeError: the file is damaged.
-    """
-    path = rollouts / "judged" / f"{name}.json"
-    try:
-        with path.open("rb") as file:
-            plain = json.loads(file.read(_MAX_JUDGED_BYTES))
-    except FileNotFoundError:
-        return JudgedPairs({})
-    except (OSError, ValueError) as error:
-        raise CorruptLakeError(f"{path} is damaged: {error}; delete it, and judge the pictures again") from error
-    if not isinstance(plain, dict) or not all(isinstance(each, bool) for each in plain.values()):
-        raise CorruptLakeError(f"{path}: not a table of samples and verdicts; delete it, and judge the pictures again")
-    return JudgedPairs(plain)
-
-
-def add_judged(rollouts: Path, name: str, pairs: JudgedPairs) -> JudgedPairs:
-    """Add judged pictures to those of a rollout; a picture that was judged before counts once, as it is judged now.
-
-    Raises:
-        CorruptLakeError: as `read_judged`.
-    """
-    together = JudgedPairs({**read_judged(rollouts, name).by_sample, **pairs.by_sample})
-    folder = rollouts / "judged"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / f"{name}.json", json.dumps(together.by_sample, sort_keys=True).encode(), mode=0o644)
-    return together
 
 
 class FleetWatch:

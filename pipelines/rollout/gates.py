@@ -188,7 +188,7 @@ def is_slow(answers: int, too_slow: int) -> bool:
 def _missing(evidence: WaveEvidence, rules: WaveRules, open_s: float) -> str:
     """What the wave has yet to show; empty: nothing."""
     answers, judged = evidence.active + evidence.failed, evidence.old_right + evidence.new_right
-    is_asked = evidence.counted > 0 and evidence.active + evidence.on_probation > 0
+    is_in_use = evidence.counted > 0 and evidence.active + evidence.on_probation > 0
     gaps = (
         (
             evidence.failed > max(answers / 2, rules.accepted_failures),
@@ -201,7 +201,7 @@ def _missing(evidence: WaveEvidence, rules: WaveRules, open_s: float) -> str:
         (answers < _SETTLED * evidence.started, f"{evidence.on_probation} devices are on probation"),
         (open_s < rules.soak_s, f"the wave lasts {math.ceil(rules.soak_s - open_s)} s more"),
         (
-            is_asked and evidence.attempts < rules.min_attempts,
+            is_in_use and evidence.attempts < rules.min_attempts,
             f"the version saw {evidence.attempts:,} pictures, and {rules.min_attempts:,} are needed",
         ),
         (judged < rules.min_judged, f"{judged} disagreements are judged, and {rules.min_judged} are needed: rollout judge"),

@@ -23,8 +23,9 @@ from pipelines.lake.claims import held_alone
 from pipelines.lake.lake import lake_of
 from pipelines.logs import LogLimit
 from pipelines.rollout.connection import BrokerLink, RightsProbe, expiring, reply_properties
-from pipelines.rollout.fleet_evidence import FleetWatch, read_judged
+from pipelines.rollout.fleet_evidence import FleetWatch
 from pipelines.rollout.gates import GateDecision
+from pipelines.rollout.judged import read_judged
 from pipelines.rollout.keys import KeyFolder, keys_folder, models_folder
 from pipelines.rollout.repository import ModelRepository, expiry_warnings
 from pipelines.rollout.rollouts import Rollout, RolloutStore, order_for, progress

@@ -110,6 +110,7 @@ QUIET = {
         "model withdraw": "prints the name that was typed",
         "model expiry": "prints roles, made plain, and dates",
         "model sign": "prints a count",
+        "model rotate": "prints a path of ours and counts",
         "model key new": "prints a hash and the paths that were typed",
         "model root draft": "prints the path that was typed and a number",
         "model root sign": "prints the path that was typed and a count",
@@ -517,7 +518,7 @@ def _models(to: pytest.MonkeyPatch) -> None:
 
 
 def _spec() -> Any:
-    return SimpleNamespace(name=TEXT, version=1, labels=(TEXT,), input={TEXT: TEXT})
+    return SimpleNamespace(name=TEXT, version=1, labels=(TEXT,), input={TEXT: TEXT}, origin=None)
 
 
 def model_ls(_: Path, to: pytest.MonkeyPatch) -> list[str]:

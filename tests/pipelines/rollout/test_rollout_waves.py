@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import CorruptLakeError, RefusedError
-from pipelines.rollout.fleet_evidence import FleetWatch, JudgedPairs, add_judged, read_judged
+from pipelines.rollout.fleet_evidence import FleetWatch
 from pipelines.rollout.gates import (
     HALT_AT,
     FleetDrift,
@@ -24,7 +24,7 @@ from pipelines.rollout.gates import (
     failures_that_halt,
     pair_evidence,
 )
-from pipelines.rollout.judging import read_verdicts
+from pipelines.rollout.judged import JudgedPairs, add_judged, read_judged, read_verdicts
 from pipelines.rollout.rollouts import Rollout, way_back
 from pipelines.rollout.waves import EVERYONE, WAVES, parse_waves, promised_exposure, wave_counts
 from schemas.errors import SchemaError
