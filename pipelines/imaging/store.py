@@ -13,11 +13,13 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from catchment.runtime.atomic_files import sync_file, sync_folder
+from pipelines.contracts.arrow import arrow_type
 from pipelines.errors import CorruptLakeError
 from pipelines.imaging.cutting import Chips
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import CHIPS, cut_folder, cut_prefix
 from pipelines.lake.payload import PayloadShard, write_payload_shard
+from schemas.chip_contract import CHIP_COLUMNS, chip_stream
 from schemas.contract import ChipSpec
 from schemas.ids import Digest, SampleKey
 
@@ -29,7 +31,7 @@ class SlideRef:
     """An image in the lake that shall be cut by `spec`.
 
     `shard`, `offset`, `length` tell where its bytes lie, as in the stream's row: a file under `objects/` (offset 0) or a value
-    inside a payload shard. `run` committed the image; `tags` and `tag_rules` are handed on to every chip.
+    inside a payload shard. `run` committed the image.
     """
 
     key: SampleKey
@@ -39,8 +41,6 @@ class SlideRef:
     length: int
     spec: ChipSpec
     event_time_us: int | None = None
-    tags: tuple[str, ...] = ()
-    tag_rules: tuple[str, ...] = ()
     run: int = 0
 
 
@@ -69,14 +69,13 @@ class ChipFile:
 
 def chip_table(stream: str) -> str:
     """The name of the table that a stream's chip rows go to."""
-    return f"{stream}_chips"
+    return chip_stream(stream)
 
 
 def chip_schema() -> pa.Schema:
     """Columns of a chip row; its key is (device, epoch, seq, spec, chip_index).
 
-    `width` and `height` are the part inside the image; `background` is the share of it that is near white or near black;
-    `left_out` names the other images of the file, which are not cut.
+    Between the key and the tags stand the columns of the contract of chips. Tags are those of the chip; the slide's are joined.
     """
     return pa.schema([
         pa.field("device", pa.string()),
@@ -84,18 +83,7 @@ def chip_schema() -> pa.Schema:
         pa.field("seq", pa.int64()),
         pa.field("event_time", pa.timestamp("us", "UTC")),
         pa.field("run", pa.int64()),
-        pa.field("source_sha256", pa.string()),
-        pa.field("spec", pa.string()),
-        pa.field("level", pa.int32()),
-        pa.field("chip_index", pa.int64()),
-        pa.field("x", pa.int64()),
-        pa.field("y", pa.int64()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("background", pa.float32()),
-        pa.field("media_type", pa.string()),
-        pa.field("zarr_path", pa.string()),
-        pa.field("left_out", pa.string()),
+        *(pa.field(column.name, arrow_type(column)) for column in CHIP_COLUMNS),
         pa.field("tags", pa.list_(pa.string())),
         pa.field("tag_rules", pa.list_(pa.string())),
         pa.field("payload_shard", pa.string()),

@@ -196,8 +196,8 @@ def _chip_rows(task: SlideTask, cutter: Cutter, band: Band, chips: Chips, shard:
         "media_type": media_type(facts.lossy),
         "left_out": facts.left_out,
         "zarr_path": place.zarr,
-        "tags": list(slide.tags),
-        "tag_rules": list(slide.tag_rules),
+        "tags": [],
+        "tag_rules": [],
         "payload_shard": place.pictures(band.index),
     }
     own: dict[str, object] = {

@@ -112,9 +112,13 @@ class RuleBook:
     def _load(self) -> str:
         policies = policies_in_force(self._lake, self._policies)
         store_code(self._lake, policies, Path(self._policies))
-        contracts = tuple(inspected(contract, policies) for contract in ContractSet.load(self._contracts).all())
-        # A rule that does not compile must stop here, not the first run.
+        known = ContractSet.load(self._contracts)
+        contracts = tuple(inspected(contract, policies) for contract in known.all())
+        # A rule that does not compile must stop here, not the first run. Contracts of chips are in no pins: no device may send by
+        # them, and a cut takes the rules as they are when it is committed.
         read = frozenset(name for contract in contracts for name in Tagger.compile(policies, contract).columns)
+        for contract in known.derived():
+            Tagger.compile(policies, inspected(contract, policies))
         labels = pin_labels(self._lake, read)
         pins = Pins(contracts, policies, labels)
         _check_all_fit(self._lake, sorted({contract.name for contract in contracts}), pins)
