@@ -48,7 +48,7 @@ CHIP_COLUMNS: tuple[Column, ...] = (
     Column("orientation", _I32, description="EXIF orientation of the file; chips keep the stored order of pixels"),
     Column("icc_sha256", _TEXT, description="SHA-256 of the file's colour profile, which the array's attributes hold"),
     Column("converted", _TEXT, description="How pixels differ from the stored ones; empty where they do not"),
-    Column("method", _TEXT, description="How the picture was made: exact or reencode"),
+    Column("method", _TEXT, description="How the picture was made: exact, re-encoded, or passed as it was stored"),
 )
 CHIP_MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/jp2", "image/tiff")
 

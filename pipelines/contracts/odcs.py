@@ -17,7 +17,7 @@ import yaml
 from catchment.runtime.plain import plain_lines
 from pipelines.contracts.yaml_source import YamlSource, read_yaml
 from pipelines.errors import ConfigError, ExpressionError
-from schemas.contract import LIST_TYPES, VECTOR_TYPES, Column, ColumnType, Contract, PiiClass, contract_from_plain
+from schemas.contract import LIST_TYPES, VECTOR_TYPES, ChipSpec, Column, ColumnType, Contract, PiiClass, contract_from_plain
 from schemas.errors import ContractError
 
 _Plain = dict[str, Any]
@@ -293,7 +293,7 @@ def _plain(source: YamlSource, document: _Plain, table: _Plain) -> _Plain:
     if "eventTimeStep" in custom:
         plain["event_time_step_s"] = custom["eventTimeStep"]
     if "chips" in custom:
-        names = {"name", "size", "overlap", "level"}
+        names = set(ChipSpec.__struct_encode_fields__)
         plain["chips"] = [_renamed(source, chip, {}, names) for chip in custom["chips"]]
     return plain
 
@@ -366,7 +366,7 @@ def to_odcs(contract: Contract) -> str:
     if contract.event_time_step_s is not None:
         custom.append({"property": "eventTimeStep", "value": contract.event_time_step_s})
     if contract.chips:
-        chips = [{"name": chip.name, "size": chip.size, "overlap": chip.overlap, "level": chip.level} for chip in contract.chips]
+        chips = [{"overlap": 0, "level": 0, **msgspec.to_builtins(chip)} for chip in contract.chips]
         custom.append({"property": "chips", "value": chips})
     if custom:
         table["customProperties"] = custom

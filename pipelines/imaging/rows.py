@@ -6,14 +6,12 @@ import math
 import pyarrow as pa
 
 from pipelines.imaging.cutting import Chips, Cutter
-from pipelines.imaging.encoding import JPEG, media_type
 from pipelines.imaging.facts import ImageFacts
 from pipelines.imaging.place import footprint
 from pipelines.imaging.store import ChipPlace, SlideRef, chip_schema
 from pipelines.imaging.tiling import Band, TileWindow
 from pipelines.lake.payload import PayloadShard
 
-EXACT, REENCODED = "exact", "reencode"
 _NO_OFFSET = 1e-6
 
 
@@ -28,7 +26,7 @@ def chip_rows(slide: SlideRef, place: ChipPlace, cutter: Cutter, band: Band, chi
         chips: what was made of them.
         shard: where their pictures are.
     """
-    facts, grid = cutter.level.facts, cutter.grid
+    facts, grid = cutter.facts, cutter.grid
     count = len(chips.encoded)
     indices = range(chips.first_index, chips.first_index + count)
     planes = [facts.planes[index // grid.count] for index in indices]
@@ -50,6 +48,8 @@ def chip_rows(slide: SlideRef, place: ChipPlace, cutter: Cutter, band: Band, chi
         "t": [plane.t for plane in planes],
         "valid": chips.valid,
         "mask": chips.masks,
+        "media_type": chips.media_types,
+        "method": chips.methods,
         **_place(windows, facts),
     }
     schema = chip_schema()
@@ -59,7 +59,7 @@ def chip_rows(slide: SlideRef, place: ChipPlace, cutter: Cutter, band: Band, chi
 
 def _same(slide: SlideRef, place: ChipPlace, facts: ImageFacts, band: Band) -> dict[str, object]:
     """What all chips of a band have in common."""
-    scaling, kind = facts.scaling, media_type(facts)
+    scaling = facts.scaling
     return {
         "device": slide.key.device,
         "epoch": slide.key.epoch,
@@ -68,10 +68,9 @@ def _same(slide: SlideRef, place: ChipPlace, facts: ImageFacts, band: Band) -> d
         "run": slide.run,
         "source_sha256": slide.sha256,
         "spec": slide.spec.name,
-        "level": slide.spec.level,
-        "media_type": kind,
+        "level": facts.level,
         "left_out": facts.left_out,
-        "zarr_path": place.zarr,
+        "zarr_path": place.zarr if slide.spec.is_array_kept else None,
         "tags": [],
         "tag_rules": [],
         "payload_shard": place.pictures(band.index),
@@ -83,7 +82,6 @@ def _same(slide: SlideRef, place: ChipPlace, facts: ImageFacts, band: Band) -> d
         "orientation": facts.orientation,
         "icc_sha256": facts.icc_sha256,
         "converted": facts.converted,
-        "method": REENCODED if kind == JPEG else EXACT,
     }
 
 
