@@ -52,7 +52,7 @@ def body(first: int, random: np.random.Generator) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def land(root: Path, envelopes: int, per_segment: int) -> None:

@@ -185,7 +185,7 @@ def measure_program(given: argparse.Namespace) -> float:
     used_s = cpu_s(program.pid) - before_s
     program.kill()
     program.wait()
-    return 1e6 * used_s / (given.rate * given.seconds / 3)
+    return float(1e6 * used_s / (given.rate * given.seconds / 3))
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ class Load:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, batch.schema) as writer:
             writer.write_batch(batch)
-        return sink.getvalue().to_pybytes()
+        return bytes(sink.getvalue().to_pybytes())
 
 
 def loads(*, is_smoke: bool) -> list[Load]:

@@ -41,7 +41,7 @@ def printed(program: str) -> str:
         ("catchment contract ch", {"check"}),
     ],
 )
-def test_bash_completes(typed: str, offered) -> None:
+def test_bash_completes(typed: str, offered: set[str]) -> None:
     bash, program = shutil.which("bash"), typed.split(maxsplit=1)[0]
     if bash is None or shutil.which(program, path=BESIDE) is None:
         pytest.skip("needs bash, and the commands installed beside this Python")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import click
@@ -199,7 +199,7 @@ def _manifest() -> Manifest:
     split = SimpleNamespace(group=(TEXT,), fractions=(("train", 1.0),))
     arrays = hostile(ArrayPart, windows=None, pictures=None)
     files = {"shards": (), "indexes": (), "groups": None, "array_files": (), "arrays": arrays}
-    return hostile(Manifest, split=split, format="catchment.training-set/1", has_payload=False, **files)
+    return cast("Manifest", hostile(Manifest, split=split, format="catchment.training-set/1", has_payload=False, **files))
 
 
 def _draft() -> Any:
@@ -216,7 +216,7 @@ def _draft() -> Any:
 
 
 def _survey() -> Survey:
-    return hostile(Survey)
+    return cast("Survey", hostile(Survey))
 
 
 def _preview() -> Any:

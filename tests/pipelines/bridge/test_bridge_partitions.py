@@ -67,7 +67,7 @@ def test_two_bridges_that_are_stopped_and_killed_land_every_message_and_each_onl
     assert not seen[0] & seen[1]
 
 
-def seqs_of(bridge, index, sent):
+def seqs_of(bridge: BridgeProcess, index: int, sent: int) -> set[int]:
     mine = {seq for seq in range(sent) if Partition(index, 2).owns(DEVICES[seq % len(DEVICES)])}
     deadline = time.monotonic() + 30
     while (seen := {row["first_seq"] for row in bridge.rows()}) != mine and time.monotonic() < deadline:

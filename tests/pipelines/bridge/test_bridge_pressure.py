@@ -1,7 +1,9 @@
 import errno
 import os
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,12 +26,12 @@ def config(broker: RunningBroker, tmp_path: Path) -> CoreConfig:
 
 
 @pytest.fixture
-def beside():
+def beside() -> Iterator[Callable[..., threading.Event]]:
     """Run a function beside the test until it is told to stop."""
     stop = threading.Event()
     threads: list[threading.Thread] = []
 
-    def start(run) -> threading.Event:
+    def start(run: Callable[[threading.Event], None]) -> threading.Event:
         threads.append(threading.Thread(target=run, args=(stop,)))
         threads[0].start()
         return stop
@@ -41,7 +43,9 @@ def beside():
 
 
 @pytest.mark.slow
-def test_a_disk_that_stalls_longer_than_the_keepalive_costs_no_connection(config: CoreConfig, device: Device, beside) -> None:
+def test_a_disk_that_stalls_longer_than_the_keepalive_costs_no_connection(
+    config: CoreConfig, device: Device, beside: Callable[..., Any]
+) -> None:
     inbox = Inbox(config.bridge.max_queue_bytes, 50_000)
     subscriber = Subscriber(config, inbox, SystemClock())
 
@@ -70,7 +74,7 @@ def test_a_disk_that_stalls_longer_than_the_keepalive_costs_no_connection(config
 
 
 def test_a_disk_that_refuses_for_a_while_loses_nothing_and_costs_no_connection(
-    config: CoreConfig, device: Device, beside, monkeypatch: pytest.MonkeyPatch
+    config: CoreConfig, device: Device, beside: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, refusals = os.fdatasync, iter([False, True, True, False, True])
 
