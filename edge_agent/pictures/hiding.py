@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 
 from edge_agent.errors import UnredactableError
 from edge_agent.pictures.child import as_errors
-from schemas.redaction import ImageRedact
+from schemas.contract import ImageRedact
 
 # Which pixels of a picture must not be seen: shares, pixel boxes and labelme's shapes, made into whole pixel boxes. Pure.
 MAX_BOXES = 4_096

@@ -16,8 +16,7 @@ from sqlglot.tokens import Token, TokenType
 
 from pipelines.errors import ExpressionError
 from pipelines.expressions import ir
-from pipelines.expressions.expand import ArgumentError
-from pipelines.expressions.functions import FUNCTIONS, Function
+from pipelines.expressions.functions import FUNCTIONS, ArgumentError, Function
 from pipelines.expressions.ir import Node, ValueKind
 from schemas.contract import ColumnType
 from schemas.envelope import parse_time

@@ -40,7 +40,6 @@ from pipelines.commands import rollout as rollout_cli
 from pipelines.commands import status as status_cli
 from pipelines.commands import training_set as set_cli
 from pipelines.commands import training_set_care as set_care_cli
-from pipelines.commands import training_set_export as set_export_cli
 from pipelines.errors import RefusedError
 from pipelines.labels.agreement import LabelAgreement
 from pipelines.labels.exchange import LabelImport
@@ -498,9 +497,9 @@ def set_check(_: Path, to: pytest.MonkeyPatch) -> list[str]:
 
 
 def set_exports(_: Path, to: pytest.MonkeyPatch) -> list[str]:
-    to.setattr(set_export_cli, "set_folder", lambda *_args: Path(_SHOWN))
-    to.setattr(set_export_cli, "load_manifest", lambda _path: _manifest())
-    to.setattr(set_export_cli, "exports_of", lambda *_args: [hostile(ExportRecord, expires=None)])
+    to.setattr(set_care_cli, "set_folder", lambda *_args: Path(_SHOWN))
+    to.setattr(set_care_cli, "load_manifest", lambda _path: _manifest())
+    to.setattr(set_care_cli, "exports_of", lambda *_args: [hostile(ExportRecord, expires=None)])
     return ["set", "exports", "views"]
 
 
@@ -877,7 +876,7 @@ def test_no_page_holds_markup_or_acting_characters_of_others(tmp_path: Path) -> 
 
 
 def test_metrics_hold_no_acting_character() -> None:
-    from catchment.runtime.metrics_text import MetricsPage
+    from catchment.runtime.health_http import MetricsPage
     from pipelines.config import AlarmConfig
 
     figures = MetricsPage()
