@@ -1,7 +1,7 @@
 """A contract describes the samples of one stream. This is the compiled form of an ODCS document, small enough for a device.
 
 The authored form is Open Data Contract Standard 3 YAML (`schemas/contracts/*.odcs.yaml`, read by `pipelines.contracts`);
-the compiled form is JSON, ships beside it, and a test keeps the two equal. `builtin_contract` reads those that ship.
+the compiled form is JSON, ships next to it, and a test keeps the two equal. `builtin_contract` reads those that ship.
 
 A contract declares as well which values must not leave a device as they are; the device redacts them before storing.
 """
@@ -84,7 +84,7 @@ MAX_SOURCE_NAME_CHARS = 1_024
 _COLUMN = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _VERSION = re.compile(r"\d{1,6}\.\d{1,6}\.\d{1,6}")
 
-# Columns every row of a stream table has beside the contract's; a contract may not use these names.
+# Columns every row of a stream table has next to the contract's; a contract may not use these names.
 RESERVED_COLUMNS = frozenset({
     EVENT_TIME, PAYLOAD, PAYLOAD_SHA256, "device", "stream", "epoch", "seq", "received_at", "run", "contract_version",
     "tags", "tag_rules", "payload_shard", "payload_row", "payload_offset", "payload_length",

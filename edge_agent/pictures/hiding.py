@@ -125,7 +125,7 @@ class PictureRedactor:
             picture: Image.Image = opened.convert("RGB" if opened.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV") else opened.mode)
         for box in boxes:
             _hide(picture, box, self._redact.how)
-        # A new picture of the same pixels: nothing the old one carried beside them (place, thumbnail, comment) comes along.
+        # A new picture of the same pixels: nothing the old one carried next to them (place, thumbnail, comment) comes along.
         bare = Image.new(picture.mode, picture.size)
         bare.paste(picture)
         out = io.BytesIO()

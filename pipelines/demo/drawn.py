@@ -80,7 +80,7 @@ _SCANNED_PORTS = (21, 22, 23, 25, 80, 110, 135, 139, 143, 443, 445, 993, 1433, 3
 
 
 def flows(seed: int) -> Iterator[list[dict[str, Value]]]:
-    """For ever: the connections that a switch closed in one tick of 100 ms, named as in the contract.
+    """Without end: the connections that a switch closed in one tick of 100 ms, named as in the contract.
 
     Mostly clients talking to servers; about every 6 s one host scans the ports of another for a second.
     """

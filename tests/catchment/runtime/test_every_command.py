@@ -685,7 +685,7 @@ def invoke(app: typer.Typer, words: list[str], *, coloured: bool = False) -> str
 
 
 def test_every_command_is_driven_here_or_has_its_reason() -> None:
-    """Whoever adds a command adds it to one of the two."""
+    """Each new command is added to one of the two."""
     assert commands(core_cli.app) == set(CORE) | set(QUIET["catchment"])
     assert commands(agent_app) == set(AGENT) | set(QUIET["edge-agent"])
     assert all(len(reason) > 10 for reasons in QUIET.values() for reason in reasons.values())

@@ -1,4 +1,4 @@
-"""Whoever keeps the broker can keep orders back; he can make none, change none, and bring back none that was replaced."""
+"""A person who keeps the broker can keep orders back; he can make none, change none, and bring back none that was replaced."""
 
 import json
 from pathlib import Path

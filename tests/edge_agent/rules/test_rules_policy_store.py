@@ -169,7 +169,7 @@ def test_a_note_of_the_version_that_rots_refuses_nothing_new(signer: PolicySigne
     note.write_bytes(damaged)
     store = open_store(signer, tmp_path)
     assert store.current() == policy(3)
-    assert read_seen(tmp_path, signer.public_key) == 3  # written anew
+    assert read_seen(tmp_path, signer.public_key) == 3  # written again
     hand_in(store, signer.sign(policy(2)))
     assert store.current() == policy(3)
 

@@ -1,4 +1,4 @@
-"""Several bridges share the devices: each message is landed by the bridge that owns its device, whoever is stopped or killed."""
+"""Several bridges share the devices: the owner of a device lands its messages, no matter which process is stopped or killed."""
 
 import os
 import random

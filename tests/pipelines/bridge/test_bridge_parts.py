@@ -107,8 +107,8 @@ def test_a_torn_claim_is_not_believed(tmp_path: Path) -> None:
     path = tmp_path / "object"
     path.write_bytes(b"12345")
     write_received(path, ReceivedRanges(10, Ranges.of([(0, 5)])))
-    beside = tmp_path / "object.have"
-    beside.write_bytes(beside.read_bytes()[:-3])
+    ranges = tmp_path / "object.have"
+    ranges.write_bytes(ranges.read_bytes()[:-3])
     assert read_received(path) is None
 
 

@@ -26,8 +26,8 @@ def config(broker: RunningBroker, tmp_path: Path) -> CoreConfig:
 
 
 @pytest.fixture
-def beside() -> Iterator[Callable[..., threading.Event]]:
-    """Run a function beside the test until it is told to stop."""
+def alongside() -> Iterator[Callable[..., threading.Event]]:
+    """Run a function next to the test until it is told to stop."""
     stop = threading.Event()
     threads: list[threading.Thread] = []
 
@@ -44,7 +44,7 @@ def beside() -> Iterator[Callable[..., threading.Event]]:
 
 @pytest.mark.slow
 def test_a_disk_that_stalls_longer_than_the_keepalive_costs_no_connection(
-    config: CoreConfig, device: Device, beside: Callable[..., Any]
+    config: CoreConfig, device: Device, alongside: Callable[..., Any]
 ) -> None:
     inbox = Inbox(config.bridge.max_queue_bytes, 50_000)
     subscriber = Subscriber(config, inbox, SystemClock())
@@ -53,7 +53,7 @@ def test_a_disk_that_stalls_longer_than_the_keepalive_costs_no_connection(
         subscriber.run(stop)
         subscriber.close()
 
-    stop = beside(serve)
+    stop = alongside(serve)
     device.wait_until(lambda: subscriber.is_subscribed)
     for number in range(400):
         device.publish("catchment/up/dev-a/telemetry", number.to_bytes(2, "big") + bytes(20_000))
@@ -74,7 +74,7 @@ def test_a_disk_that_stalls_longer_than_the_keepalive_costs_no_connection(
 
 
 def test_a_disk_that_refuses_for_a_while_loses_nothing_and_costs_no_connection(
-    config: CoreConfig, device: Device, beside: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    config: CoreConfig, device: Device, alongside: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, refusals = os.fdatasync, iter([False, True, True, False, True])
 
@@ -84,7 +84,7 @@ def test_a_disk_that_refuses_for_a_while_loses_nothing_and_costs_no_connection(
         real(descriptor)
 
     monkeypatch.setattr(os, "fdatasync", sometimes)
-    beside(lambda stop: run_bridge(config, stop, SystemClock()))
+    alongside(lambda stop: run_bridge(config, stop, SystemClock()))
     folder = config.lake_root / "landing" / config.bridge.id
 
     def is_sealed() -> bool:
