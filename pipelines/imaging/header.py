@@ -106,7 +106,7 @@ def _check_tags(body: bytes, count: int, entry_bytes: int, form: str, length: in
 
 
 def slide_level(tiff: Any, level: int) -> tuple[Any, str]:
-    """The page of one level of the file's largest image, and what the file has beside that image.
+    """The page of one level of the file's largest image, and what the file has next to that image.
 
     Raises:
         UnreadableImageError: it is a stack, has a mask, has two images that may be the slide, or has no such level.

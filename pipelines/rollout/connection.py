@@ -43,7 +43,7 @@ class BrokerLink:
     Args:
         config: where the broker is.
         client_id: this role's name at the broker.
-        filters: what to subscribe to, each time anew.
+        filters: what to subscribe to, each time again.
         unkept: those of them of which retained messages are not wanted; they come marked when they are retained by then.
         handler: called with each message, on the link's own thread; must not raise.
         clock: for how often refusals are logged.

@@ -12,7 +12,7 @@ from edge_agent.errors import SourceError
 from edge_agent.sources.api import Rejects
 from edge_agent.sources.files.unpacking import UnpackedFile, descriptor_of, packing_of
 from edge_agent.sources.files.watched import open_watched
-from edge_agent.sources.logs.rotation import HEAD_BYTES, MARKED_BYTES, TAIL_BYTES, Mark, head_of, prints_of, sum_of
+from edge_agent.sources.logs.marks import HEAD_BYTES, MARKED_BYTES, TAIL_BYTES, Mark, head_of, prints_of, sum_of
 
 CHUNK_BYTES = 256 * 1024
 

@@ -30,18 +30,8 @@ from edge_agent.sources.logs.forms import (
     one_row,
     recognise,
 )
-from edge_agent.sources.logs.rotation import (
-    MARKED_BYTES,
-    DoneFile,
-    LogPosition,
-    Mark,
-    RotatedFile,
-    RotatedFiles,
-    head_of,
-    is_settled,
-    prints_of,
-    sum_of,
-)
+from edge_agent.sources.logs.marks import MARKED_BYTES, DoneFile, LogPosition, Mark, head_of, prints_of, sum_of
+from edge_agent.sources.logs.rotation import RotatedFile, RotatedFiles, is_settled
 from edge_agent.sources.rows.tables import RawChunk, TablePosition, TableReader
 
 _REMEMBERED = 32

@@ -10,7 +10,8 @@ from catchment.runtime.clock import Clock
 from edge_agent.errors import ConfigError
 from edge_agent.sources.api import Rejects, SampleBatch
 from edge_agent.sources.logs.follow import FollowedLog
-from edge_agent.sources.logs.rotation import LogOptions, LogPosition, default_patterns
+from edge_agent.sources.logs.marks import LogPosition
+from edge_agent.sources.logs.rotation import LogOptions, default_patterns
 from edge_agent.sources.options import EventTimes, time_column_of, unreadable
 from edge_agent.sources.rows.mapping import NO_COLUMN, ColumnMapper, MappedRows, keep_rows, unfilled_columns
 from edge_agent.sources.rows.tables import CONN_RENAME, RawChunk
