@@ -143,7 +143,7 @@ def _show_plan(draft: SetDraft | SetPlan, *, as_json: bool) -> None:
         return
     PlainConsole().print(_coverage_table(draft))
     for source in draft.sources:
-        say(f"from: {source.stream} at Delta version {source.delta_version}: {source.rows:,} rows")
+        say(f"from: {source.stream} at {source.version_words}: {source.rows:,} rows")
     for split_name, rows in facts.neighbours.items():
         say(f"leak: {rows:,} rows of {split_name} have a neighbour of another split within {_NEIGHBOUR_S:g} s")
     for part in draft.left_out:
@@ -360,7 +360,7 @@ def _print_manifest(manifest: Manifest, folder: Path, as_json: bool) -> None:
     table = PlainTable(f"{manifest.name} {manifest.version}", str(folder), show_header=True)
     table.add_row("where", manifest.where or "all rows")
     for source in manifest.sources:
-        table.add_row("from", f"{source.stream} at Delta version {source.delta_version}: {source.rows:,} rows")
+        table.add_row("from", f"{source.stream} at {source.version_words}: {source.rows:,} rows")
     for split, rows in manifest.split_rows().items():
         table.add_row(split, f"{rows:,} rows")
     for count in manifest.tags:

@@ -18,6 +18,8 @@ from pipelines.lake.payload import group_bounds, read_payload, write_payload_sha
 from pipelines.lake.payload_batch import PayloadRefs, read_payloads
 from pipelines.lake.payload_hash import TrailingHash
 
+BODIES = st.binary(max_size=300) | st.integers(2_000, 40_000).map(bytes)
+
 
 def rows_of(payloads: list[bytes]) -> pa.Table:
     return pa.table({
@@ -100,9 +102,7 @@ def test_row_groups_cover_all_rows_in_order_within_their_limits(lengths: list[in
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.lists(
-        st.lists(st.binary(max_size=300) | st.integers(2_000, 40_000).map(bytes), min_size=1, max_size=90), min_size=1, max_size=3
-    ),
+    st.lists(st.lists(BODIES, min_size=1, max_size=90), min_size=1, max_size=3),
     st.randoms(),
 )
 def test_many_payloads_at_once_are_those_that_come_one_by_one(
@@ -144,7 +144,7 @@ def test_of_many_payloads_one_with_another_sha256_is_named(tmp_path: Path) -> No
     digests[7] = None
     assert read_payloads(lake_at(tmp_path), PayloadRefs(["a.parquet"] * 40, *places, digests)).to_pylist() == bodies
     digests[9] = digests[8]
-    with pytest.raises(CorruptLakeError, match="sample 9: .* its sha256 is another"):
+    with pytest.raises(CorruptLakeError, match=r"sample 9: .* its sha256 is another"):
         read_payloads(lake_at(tmp_path), PayloadRefs(["a.parquet"] * 40, *places, digests))
 
 

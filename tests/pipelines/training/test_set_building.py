@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.lake import lake_at
-from pipelines.lake.payload import PayloadWriter, group_bounds
+from pipelines.lake.payload import MAX_GROUP_ROWS, PayloadWriter, group_bounds
 from pipelines.lake.payload_batch import PayloadRefs
-from pipelines.lake.view import LakeView
+from pipelines.lake.view import View
 from pipelines.runners.engine import Engine
 from pipelines.runners.run import local_cluster
 from pipelines.training.build import BuildOptions, build_set, wish_of_spec
@@ -309,13 +309,11 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
 
 def test_two_blocks_of_payloads_are_held_whatever_a_shard_holds(lake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.training.shards._READ_BYTES", 4_000)
-    monkeypatch.setattr("pipelines.lake.payload.MAX_GROUP_BYTES", 4_000)
-    bounds = group_bounds.__defaults__
-    monkeypatch.setattr(group_bounds, "__defaults__", (bounds[0] if bounds else 0, 4_000))
+    monkeypatch.setattr(group_bounds, "__defaults__", (MAX_GROUP_ROWS, 4_000))
     events: list[int] = []
-    read, append = LakeView.payloads, PayloadWriter.append
+    read, append = View.payloads, PayloadWriter.append
 
-    def reading(view: LakeView, refs: PayloadRefs) -> pa.Array:
+    def reading(view: View, refs: PayloadRefs) -> pa.Array:
         events.append(int(refs.lengths.sum()))
         return read(view, refs)
 
@@ -323,7 +321,7 @@ def test_two_blocks_of_payloads_are_held_whatever_a_shard_holds(lake: Path, monk
         append(writer, rows)
         events.append(-pc.sum(pc.binary_length(rows.column("payload"))).as_py())
 
-    monkeypatch.setattr(LakeView, "payloads", reading)
+    monkeypatch.setattr(View, "payloads", reading)
     monkeypatch.setattr(PayloadWriter, "append", appending)
     manifest = build_set(lake_at(lake), "frames", ("camera_frame",), options=BuildOptions({"train": 1.0}))
     held = np.cumsum(events)
