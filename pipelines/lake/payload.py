@@ -5,9 +5,11 @@ A payload column that is PLAIN, uncompressed, without dictionary and with one pa
 footer and the lengths. That is a property of the writer, not of the format: it is checked value by value after writing.
 """
 
+import hashlib
 import mmap
 import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +23,8 @@ import pyarrow.parquet as pq
 
 from catchment.runtime.atomic_files import beside_path, sync_folder
 from pipelines.errors import BadReferenceError, CorruptLakeError, RefusedError
+from pipelines.lake.arrow_input import arrow_file
 from pipelines.lake.lake import Lake
-from pipelines.lake.payload_hash import TrailingHash
 from pipelines.lake.reference import checked_name, open_referred
 from pipelines.lake.store import Store
 
@@ -31,6 +33,8 @@ MAX_GROUP_ROWS = 1_024
 MAX_GROUP_BYTES = 32 * 1024 * 1024
 MAX_VALUE_BYTES = 2_000_000_000  # a Parquet page's size is an int32
 PREFIX_BYTES = 4
+_HASHED_BYTES = 1024 * 1024
+_FOLLOWED_BYTES = 8 * 1024 * 1024
 _CHECKED_BYTES = 32 * 1024 * 1024
 
 Int64s = npt.NDArray[np.int64]
@@ -39,6 +43,7 @@ __all__ = [
     "PREFIX_BYTES",
     "PayloadShard",
     "PayloadWriter",
+    "TrailingHash",
     "group_bounds",
     "pread_exactly",
     "read_payload",
@@ -134,6 +139,63 @@ class PayloadWriter:
         self._writer.close()
         self._hash.close()
         self._beside.unlink(missing_ok=True)
+
+
+class TrailingHash:
+    """Follows a file of which what is written never changes again. Use `close` where `finish` was not reached.
+
+    A thread hashes what is there whenever some megabytes have come; a small file has none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._digest = hashlib.sha256()
+        self._block = bytearray(_HASHED_BYTES)
+        self._asked_bytes = 0
+        self._thread: ThreadPoolExecutor | None = None
+        self._last: Future[None] | None = None
+
+    def follow(self) -> None:
+        """Some more was written.
+
+        Raises:
+            OSError: what was written before could not be read.
+        """
+        size = os.fstat(self._file.fileno()).st_size
+        if size - self._asked_bytes < _FOLLOWED_BYTES:
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "payload-hash")
+        if self._last is not None and self._last.done():
+            self._last.result()
+        self._asked_bytes = size
+        self._last = self._thread.submit(self._take, size)
+
+    def finish(self) -> tuple[int, str]:
+        """Take the rest, and make the file durable. Gives its bytes and the digest.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        if self._last is not None:
+            self._last.result()
+        size = os.fstat(self._file.fileno()).st_size
+        self._take(size)
+        os.fsync(self._file.fileno())
+        self.close()
+        return size, self._digest.hexdigest()
+
+    def close(self) -> None:
+        """Stop following."""
+        if self._thread is not None:
+            self._thread.shutdown()
+        self._file.close()
+
+    def _take(self, size: int) -> None:
+        view = memoryview(self._block)
+        while self._file.tell() < size:
+            got = self._file.readinto(view[: min(_HASHED_BYTES, size - self._file.tell())])
+            self._digest.update(view[:got])
 
 
 def write_payload_shard(path: Path, rows: pa.Table) -> PayloadShard:
@@ -295,7 +357,7 @@ def read_row(shard: BinaryIO, row: int, length: int) -> bytes:
     """
     path = shard.name
     try:
-        with pq.ParquetFile(shard, page_checksum_verification=True) as file:
+        with pq.ParquetFile(arrow_file(shard), page_checksum_verification=True) as file:
             for group in range(file.metadata.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
                 if row < rows:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from catchment.runtime.atomic_files import beside_path
 from pipelines.errors import BadReferenceError, RefusedError
 from pipelines.lake.lake import Lake
-from pipelines.lake.payload import PAYLOAD_COLUMN, PayloadWriter, group_bounds
+from pipelines.lake.payload import MAX_GROUP_BYTES, PAYLOAD_COLUMN, PayloadWriter, group_bounds
 from pipelines.lake.payload_batch import PayloadRefs
 from pipelines.lake.reference import sample_label
 from pipelines.training.manifest import FileEntry
@@ -28,7 +28,6 @@ REFERENCE_COLUMNS = ("payload_shard", "payload_row", "payload_offset", "payload_
 _TABULAR_GROUP_ROWS = 131_072
 NAMED_BY = ("stream", "device", "epoch", "seq")
 _HASH_BLOCK_BYTES = 1024 * 1024
-_READ_BYTES = 64 * 1024 * 1024
 
 
 class Progress:
@@ -46,11 +45,15 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class ShardLimits:
-    """How large a shard may become, and how large a payload may be to stand in a set at all."""
+    """How large a shard may become, and how large a payload may be to stand in a set at all.
+
+    `block_bytes`: so much payload is read at once, two blocks are held; the shard is the same whatever it is.
+    """
 
     max_rows: int = 1_000_000
     max_bytes: int = 256 * 1024 * 1024
     max_payload_bytes: int = 1024 * 1024 * 1024
+    block_bytes: int = 64 * 1024 * 1024
 
 
 def write_tabular_split(folder: Path, split: str, rows: pa.Table, limits: ShardLimits, progress: Progress) -> list[FileEntry]:
@@ -103,19 +106,20 @@ def write_payload_shard_of(lake: Lake, path: Path, split: str, rows: pa.Table, l
         )
     facts = rows.drop_columns([name for name in REFERENCE_COLUMNS if name in rows.schema.names])
     with PayloadWriter(path, facts.schema.append(pa.field(PAYLOAD_COLUMN, pa.binary()))) as writer:
-        for block in _blocks(lake, rows, facts, lengths):
+        for block in _blocks(lake, rows, facts, limits.block_bytes):
             writer.append(block)
         shard = writer.finish()
     index = facts.append_column("payload_offset", shard.offsets).append_column("payload_length", shard.lengths)
     return WrittenShard(FileEntry(split, path.name, shard.rows, shard.bytes, shard.sha256), index)
 
 
-def _blocks(lake: Lake, rows: pa.Table, facts: pa.Table, lengths: npt.NDArray[np.int64]) -> Iterator[pa.Table]:
+def _blocks(lake: Lake, rows: pa.Table, facts: pa.Table, block_bytes: int) -> Iterator[pa.Table]:
     """Rows with their payloads, some at a time. While one block is written the next is read, but for large values."""
+    lengths = np.asarray(pc.cast(rows.column("payload_length"), pa.int64()).to_numpy(), np.int64)
     with ThreadPoolExecutor(1, "set-payloads") as reader:
         ready: Future[pa.Table] | None = None
-        for low, high in _read_bounds(lengths):
-            is_large = int(lengths[low:high].sum()) > _READ_BYTES
+        for low, high in _read_bounds(lengths, block_bytes):
+            is_large = int(lengths[low:high].sum()) > block_bytes
             if is_large and ready is not None:
                 yield ready.result()
                 ready = None
@@ -127,12 +131,12 @@ def _blocks(lake: Lake, rows: pa.Table, facts: pa.Table, lengths: npt.NDArray[np
             yield ready.result()
 
 
-def _read_bounds(lengths: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+def _read_bounds(lengths: npt.NDArray[np.int64], block_bytes: int) -> Iterator[tuple[int, int]]:
     """Whole row groups put together to what is read at once: two blocks are in memory, whatever a shard's size."""
     low, held = 0, 0
-    for start, end in group_bounds(lengths):
+    for start, end in group_bounds(lengths, max_bytes=min(MAX_GROUP_BYTES, block_bytes)):
         size = int(lengths[start:end].sum())
-        if held and held + size > _READ_BYTES:
+        if held and held + size > block_bytes:
             yield low, start
             low, held = start, 0
         held += size

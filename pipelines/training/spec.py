@@ -68,12 +68,13 @@ class SourceSpec(_Part, frozen=True, rename={"set_name": "set"}):
     samples: Annotated[
         tuple[str, ...], Meta(max_length=MAX_SAMPLES, description="Only these: stream/device/epoch/seq; empty: all rows.")
     ] = ()
+    slide_version: Annotated[
+        Version | None, Meta(description="Of chips: the Delta version of their slides' table; the newest if left out.")
+    ] = None
     samples_from: Annotated[
         str, Meta(max_length=1_000, description="File of samples, one a line, next to the spec; its names go into the set.")
     ] = ""
-    set_name: Annotated[str, Meta(pattern=r"^([a-z][a-z0-9_-]{0,62})?$", description="An earlier set, in place of a stream.")] = (
-        ""
-    )
+    set_name: Annotated[str, Meta(pattern=r"^([a-z][a-z0-9_-]{0,62})?$", description="An earlier set, not a stream.")] = ""
     splits: Annotated[Columns, Meta(description="Of a set: only these splits; empty: all.")] = ()
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 Parts follow from the snapshot alone, so the same parts are read whatever the runner and the number of workers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +17,7 @@ from pipelines.errors import CorruptLakeError
 from pipelines.lake.lake import Lake
 from pipelines.training.building.set_source import earlier_shards, read_earlier_shard
 from pipelines.training.sample_list import places_in_list
-from pipelines.training.select import filter_rows, stream_fragments
+from pipelines.training.select import filter_rows, slides_named, stream_fragments
 from pipelines.training.spec import SetSpec, SourceSpec
 
 PART_ROWS = 1_000_000
@@ -70,8 +70,14 @@ class SelectedRows:
     listed: tuple[int, ...]
 
 
-def read_part(lake: Lake, spec: SetSpec, part: PartRef) -> SelectedRows:
+def read_part(lake: Lake, spec: SetSpec, part: PartRef, names: Sequence[str]) -> SelectedRows:
     """The selected rows of a part, with the column `stream`.
+
+    Args:
+        lake: the lake.
+        spec: with a version for each source.
+        part: which rows.
+        names: the columns that selected rows have; of chips those of their slides are among them, where the spec names any.
 
     Raises:
         CorruptLakeError: a file cannot be read.
@@ -81,7 +87,7 @@ def read_part(lake: Lake, spec: SetSpec, part: PartRef) -> SelectedRows:
         read = [read_earlier_shard(lake, source, file.path) for file in part.files]
         rows = filter_rows(pa.concat_tables(read), source.where)
     else:
-        rows = filter_rows(_of_stream(lake, source, part), source.where)
+        rows = filter_rows(_of_stream(lake, source, part, names), source.where)
         rows = rows.append_column("stream", pa.array([source.stream], pa.string()).take(pa.array([0] * len(rows), pa.int8())))
     if not source.samples:
         return SelectedRows(rows, ())
@@ -89,14 +95,18 @@ def read_part(lake: Lake, spec: SetSpec, part: PartRef) -> SelectedRows:
     return SelectedRows(rows.filter(pa.array(place >= 0)), tuple(np.unique(place[place >= 0]).tolist()))
 
 
-def _of_stream(lake: Lake, source: SourceSpec, part: PartRef) -> pa.Table:
+def _of_stream(lake: Lake, source: SourceSpec, part: PartRef, names: Sequence[str]) -> pa.Table:
     assert source.version is not None
     schema, fragments = _fragments(lake, source.stream, source.version)
     try:
         read = [fragments[file.path].subset(row_group_ids=list(file.row_groups)).to_table(schema=schema) for file in part.files]
     except (OSError, KeyError, pa.ArrowInvalid) as error:
         raise CorruptLakeError(f"{source.stream}: cannot be read: {error}; restore the missing files") from error
-    return pa.concat_tables(read) if read else schema.empty_table()
+    rows = pa.concat_tables(read) if read else schema.empty_table()
+    if source.slide_version is None:
+        return rows
+    slides = slides_named(lake, source.stream, schema, names, source.slide_version)
+    return slides.join(rows) if slides is not None else rows
 
 
 def _row_groups(fragments: dict[str, Any]) -> Iterator[tuple[str, int, int, int]]:

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.lake import lake_at
-from pipelines.lake.payload import group_bounds, read_payload, write_payload_shard
+from pipelines.lake.payload import TrailingHash, group_bounds, read_payload, write_payload_shard
 from pipelines.lake.payload_batch import PayloadRefs, read_payloads
-from pipelines.lake.payload_hash import TrailingHash
 
 BODIES = st.binary(max_size=300) | st.integers(2_000, 40_000).map(bytes)
 

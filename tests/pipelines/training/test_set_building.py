@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.lake import lake_at
-from pipelines.lake.payload import MAX_GROUP_ROWS, PayloadWriter, group_bounds
+from pipelines.lake.payload import PayloadWriter
 from pipelines.lake.payload_batch import PayloadRefs
 from pipelines.lake.view import View
 from pipelines.runners.engine import Engine
@@ -308,8 +308,6 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
 
 
 def test_two_blocks_of_payloads_are_held_whatever_a_shard_holds(lake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.training.shards._READ_BYTES", 4_000)
-    monkeypatch.setattr(group_bounds, "__defaults__", (MAX_GROUP_ROWS, 4_000))
     events: list[int] = []
     read, append = View.payloads, PayloadWriter.append
 
@@ -323,7 +321,8 @@ def test_two_blocks_of_payloads_are_held_whatever_a_shard_holds(lake: Path, monk
 
     monkeypatch.setattr(View, "payloads", reading)
     monkeypatch.setattr(PayloadWriter, "append", appending)
-    manifest = build_set(lake_at(lake), "frames", ("camera_frame",), options=BuildOptions({"train": 1.0}))
+    options = BuildOptions({"train": 1.0}, limits=ShardLimits(block_bytes=4_000))
+    manifest = build_set(lake_at(lake), "frames", ("camera_frame",), options=options)
     held = np.cumsum(events)
     assert len(manifest.shards) == 1
     assert max(events) <= 4_000 < manifest.bytes // 10
