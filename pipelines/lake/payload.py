@@ -151,7 +151,7 @@ class TrailingHash:
         self._file = path.open("rb")
         self._digest = hashlib.sha256()
         self._block = bytearray(_HASHED_BYTES)
-        self._asked_bytes = 0
+        self._followed_to = 0
         self._thread: ThreadPoolExecutor | None = None
         self._last: Future[None] | None = None
 
@@ -162,13 +162,13 @@ class TrailingHash:
             OSError: what was written before could not be read.
         """
         size = os.fstat(self._file.fileno()).st_size
-        if size - self._asked_bytes < _FOLLOWED_BYTES:
+        if size - self._followed_to < _FOLLOWED_BYTES:
             return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "payload-hash")
         if self._last is not None and self._last.done():
             self._last.result()
-        self._asked_bytes = size
+        self._followed_to = size
         self._last = self._thread.submit(self._take, size)
 
     def finish(self) -> tuple[int, str]:
