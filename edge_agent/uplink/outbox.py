@@ -326,10 +326,13 @@ class Outbox:
     def _head(self, envelope: Envelope) -> EnvelopeHead:
         clock, created_us, shift_us = envelope.clock, envelope.created_us, None
         true_offset_us = None if clock is None else self._spool.boot_offset_us(clock.boot)
+        if clock is not None and not clock.is_needed(true_offset_us):
+            clock = None
         if clock is not None and true_offset_us is not None:
             shift_us = clock.shift_us(true_offset_us)
+            is_early = created_us + shift_us <= self._clock.now_ms() * 1000 if clock.is_free else created_us < EARLIEST_MS * 1000
             # Made in the instant in which the clock was set: then this time is right already.
-            created_us += shift_us if created_us < EARLIEST_MS * 1000 else 0
+            created_us += shift_us if is_early else 0
         return EnvelopeHead(
             device=self._device,
             stream=envelope.stream,
