@@ -17,8 +17,9 @@ from edge_agent.spool.records import Append, Envelope, NewEnvelope
 from edge_agent.spool.sealing import Seal
 from edge_agent.spool.spool import Spool
 from edge_agent.unset_clock import BootClock, ClockHold
-from edge_agent.uplink.outbox import Outbox
+from edge_agent.uplink.outbox import head_of
 from schemas.contract import builtin_contract
+from schemas.envelope import EnvelopeHead
 from schemas.ids import DeviceId, StreamName
 from tests.fakes.device import Device, eventually
 from tests.fakes.fake_core import FakeCore
@@ -307,9 +308,12 @@ def synchronise(room: Room) -> None:
 
 def heads(room: Room) -> list[tuple[str | None, int | None]]:
     """What the envelopes in the spool tell the core of their clock, as the uplink puts it."""
-    outbox = Outbox.__new__(Outbox)
-    outbox._spool, outbox._clock, outbox._device = room.spool, room.clock, DeviceId("dev-a")  # type: ignore[assignment]
-    return [(head.clock_boot, head.clock_shift_us) for head in map(outbox._head, room.offered())]
+
+    def head(envelope: Envelope) -> EnvelopeHead:
+        known_us = room.spool.boot_offset_us(envelope.clock.boot) if envelope.clock else None
+        return head_of(envelope, DeviceId("dev-a"), known_us, room.clock.now_ms())
+
+    return [(found.clock_boot, found.clock_shift_us) for found in map(head, room.offered())]
 
 
 def test_times_of_a_clock_that_woke_a_month_behind_are_corrected_once_it_is_synchronised(tmp_path: Path) -> None:
