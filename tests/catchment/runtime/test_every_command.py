@@ -592,7 +592,7 @@ TAKES_CONFIG = {
     *("books", "streams", "status", "gaps", "compact", "quarantine ls", "quarantine show", "policy active", "policy history"),
     *("policy diff", "policy push", "policy preview", "policy explain", "policy retag", "set ls", "set show", "set verify"),
     *("set diff", "set check", "set exports", "similar", "rare", "uncertain", "disagreeing"),
-    *("model ls", "model show", "rollout status"),
+    *("model ls", "model show", "model evaluate", "rollout status"),
 }
 TAKES_JSON = {
     *("books", "streams", "status", "gaps", "compact", "quarantine ls", "quarantine show", "contract quality"),
@@ -621,6 +621,7 @@ TAKES_JSON = {
         "disagreeing",
         "model ls",
         "model show",
+        "model evaluate",
         "rollout status",
     ),
 }
