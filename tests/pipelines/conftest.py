@@ -20,7 +20,6 @@ from tests.faults.deaths import Deaths
 from tests.plant.core import AsIpc, Core, Landing, Mailbox, MakeContract, MakeEnvelope, MakeFrames, ipc
 from tests.plant.core import envelope as make_envelope
 
-
 FETCHED_RUNNERS = Path(__file__).resolve().parents[2] / ".runners/bin"
 
 
