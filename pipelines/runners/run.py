@@ -55,7 +55,6 @@ with _without_bigquery_warning():
     from apache_beam.io.iobase import Read
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.runners.common import DoFnSignature
-    from apache_beam.utils import shared
 
 beam: Any = apache_beam  # it ships types for some calls and none for others
 
@@ -296,7 +295,7 @@ def end_prism() -> None:
 
     runner: Any = PrismRunner  # it ships no types
     server = runner.shared_handle.acquire(lambda: None)
-    runner.shared_handle = shared.Shared()
+    runner.shared_handle = type(runner.shared_handle)()
     if server is not None:
         server.stop()
 
