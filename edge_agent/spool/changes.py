@@ -144,7 +144,7 @@ def insert(db: sqlite3.Connection, append: Append, epoch: int, first_seq: int, f
         " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         rows,
     )
-    for boot in {envelope.clock.boot for envelope in append.envelopes if envelope.clock is not None}:
+    for boot in {clock.boot for envelope in append.envelopes if (clock := envelope.clock) is not None and not clock.is_free}:
         note_unset_boot(db, boot)
     capture(db, append, epoch, seq)
     _book(db, append.stream, spooled=append.count)

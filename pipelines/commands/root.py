@@ -111,7 +111,9 @@ def up(config: Config = None) -> None:
 def run(
     config: Config = None,
     once: Annotated[bool, typer.Option(help="End when nothing waits.")] = False,
-    runner: Annotated[str, typer.Option(help="direct | dask | flink | portable | spark | dataflow; else as configured.")] = "",
+    runner: Annotated[
+        str, typer.Option(help="direct | dask | portable | prism | flink | spark | dataflow; else as configured.")
+    ] = "",
     workers: Annotated[
         int,
         typer.Option("--dask-workers", "--workers", min=0, help="With dask: processes of a local cluster kept open over runs."),

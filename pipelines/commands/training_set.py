@@ -55,7 +55,7 @@ Reassign = Annotated[bool, typer.Option("--reassign", help="Place all groups aga
 Columns = Annotated[str, typer.Option(help="Columns to keep, by comma; all if empty.")]
 WithPayload = Annotated[bool | None, typer.Option("--with-payload/--tabular", help="Default: where there is one.")]
 Seed = Annotated[int, typer.Option(help="Of split and shuffle.")]
-Runner = Annotated[str, typer.Option(help="direct | dask | flink | portable | spark | dataflow.")]
+Runner = Annotated[str, typer.Option(help="direct | dask | portable | prism | flink | spark | dataflow.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes on this machine that build (a local Dask cluster).")]
 BeamOptions = Annotated[list[str] | None, typer.Argument(help="After --: Beam's own options, as Beam takes them.")]
 

@@ -60,6 +60,7 @@ from pipelines.policy.contact_sheet import Sheet
 from pipelines.policy.explain import Explained
 from pipelines.policy.preview import Conflict, ExampleRow, PreviewTagCount
 from pipelines.policy.retag import Retagged
+from pipelines.rollout.evaluation import RightShare, SliceFigures
 from pipelines.rollout.rollouts import Rollout
 from pipelines.status.health import HealthResult
 from pipelines.status.server import exposition
@@ -531,6 +532,11 @@ def model_show(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     return ["model", "show", "views"]
 
 
+def model_evaluate(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    to.setattr(model_cli, "evaluate", lambda *_args: [SliceFigures(TEXT, TEXT, RightShare(1, 1.0, 0.5, 1.0), 0.5)])
+    return ["model", "evaluate", "m", "--from", "views", "--task", "t"]
+
+
 def rollout_status(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     one = hostile(Rollout, name="views-1", halt_ratio=0.5, state="running", cohort="all")
     to.setattr(rollout_cli, "RolloutStore", lambda _folder: SimpleNamespace(all=lambda: [one]))
@@ -579,13 +585,14 @@ CORE: dict[str, Place] = {
     "set exports": set_exports,
     "model ls": model_ls,
     "model show": model_show,
+    "model evaluate": model_evaluate,
     "rollout status": rollout_status,
 }
 TAKES_CONFIG = {
     *("books", "streams", "status", "gaps", "compact", "quarantine ls", "quarantine show", "policy active", "policy history"),
     *("policy diff", "policy push", "policy preview", "policy explain", "policy retag", "set ls", "set show", "set verify"),
     *("set diff", "set check", "set exports", "similar", "rare", "uncertain", "disagreeing"),
-    *("model ls", "model show", "rollout status"),
+    *("model ls", "model show", "model evaluate", "rollout status"),
 }
 TAKES_JSON = {
     *("books", "streams", "status", "gaps", "compact", "quarantine ls", "quarantine show", "contract quality"),
@@ -614,6 +621,7 @@ TAKES_JSON = {
         "disagreeing",
         "model ls",
         "model show",
+        "model evaluate",
         "rollout status",
     ),
 }

@@ -86,14 +86,23 @@ def test_a_set_is_the_same_in_one_part_and_in_many(roads: Path, order: str) -> N
     assert max(shard.rows for shard in whole.shards) == 300
 
 
+def build_frames(lake: Path, engine: Engine) -> Manifest:
+    options = BuildOptions({"train": 0.5, "test": 0.5}, limits=ShardLimits(max_rows=20), reassign=True, engine=engine)
+    return build_set(lake_at(lake), "frames", ("camera_frame",), options=options)
+
+
 def test_a_set_is_the_same_on_dask_workers(lake: Path) -> None:
-    options = BuildOptions({"train": 0.5, "test": 0.5}, limits=ShardLimits(max_rows=20), reassign=True)
-    here = build_set(lake_at(lake), "frames", ("camera_frame",), options=options)
+    here = build_frames(lake, Engine())
     with local_cluster(2) as address:
-        engine = Engine("dask", (f"--dask_client_address={address}",))
-        there = build_set(lake_at(lake), "frames", ("camera_frame",), options=BuildOptions(
-            options.split, limits=options.limits, reassign=True, engine=engine
-        ))  # fmt: skip
+        there = build_frames(lake, Engine("dask", (f"--dask_client_address={address}",)))
+    assert len(here.shards) > 8, "more than are done without a graph"
+    assert files_of(here) == files_of(there)
+
+
+@pytest.mark.slow
+def test_a_set_is_the_same_on_prism(lake: Path, prism: str) -> None:
+    here = build_frames(lake, Engine())
+    there = build_frames(lake, Engine("prism", (f"--prism_location={prism}",)))
     assert len(here.shards) > 8, "more than are done without a graph"
     assert files_of(here) == files_of(there)
 
