@@ -92,7 +92,8 @@ class Agent:
         self._rules = open_rules(config, self._clock)
         self._spool = spool or open_spool(config, self._clock)
         try:
-            self._clock_hold = ClockHold(self._boot_clock, self._spool, config.uplink.clock_wait_s, self._clock)
+            waits_s = (config.uplink.clock_wait_s, config.uplink.sync_wait_s)
+            self._clock_hold = ClockHold(self._boot_clock, self._spool, waits_s[0], self._clock, waits_s[1])
             claim(config.state_dir, config.device, sum(books.spooled for books in self._spool.books()))
             if config.model is not None:
                 self._models = self._build_models(config.model)

@@ -55,17 +55,39 @@ class BodyPlace:
     size_bytes: int
 
 
+_FREE = "free-"
+MAX_BOOT_CHARS = 64
+# Less than this is the drift of one clock, not a jump.
+CLOCK_JUMP_US = 1_000_000
+
+
+def free_boot(boot: str) -> str:
+    """The name under which times of a boot stand that may be true, read before anybody had set the clock in it."""
+    return f"{_FREE}{boot}"[:MAX_BOOT_CHARS]
+
+
 @dataclass(frozen=True, slots=True)
 class ClockReference:
     """The basis of event times read from a clock that was not set, so that they can be corrected once it is.
 
     Attributes:
-        boot: the kernel's id of the boot in which they were read.
+        boot: the kernel's id of the boot in which they were read; by `free_boot`, where they may be true as they are.
         offset_us: wall clock minus time since boot when they were read, in microseconds.
     """
 
     boot: str
     offset_us: int
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the times may be true as they are: the clock stood at a possible time, and ran free."""
+        return self.boot.startswith(_FREE)
+
+    def is_needed(self, true_offset_us: int | None) -> bool:
+        """Whether the core must hear of it: times that may be true are right until the clock is seen to have jumped."""
+        if not self.is_free:
+            return True
+        return true_offset_us is not None and abs(self.shift_us(true_offset_us)) > CLOCK_JUMP_US
 
     def shift_us(self, true_offset_us: int) -> int:
         """Return the correction of the event times, given the offset that held once the clock was set."""

@@ -189,6 +189,11 @@ class Spool:
         with self._lock:
             return changes.is_boot_unset(self._reader, boot)
 
+    def holds_boot(self, boot: str) -> bool:
+        """Whether an envelope's times rest on the clock of this boot."""
+        with self._lock:
+            return self._reader.execute("SELECT 1 FROM envelope WHERE boot = ? LIMIT 1", (boot,)).fetchone() is not None
+
     def lease(self, id_: int) -> Envelope | None:
         """Lease this very envelope, whatever its turn; None when it is gone."""
         with self._lock:

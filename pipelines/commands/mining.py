@@ -20,6 +20,7 @@ from pipelines.labels.resolve import resolved_classes
 from pipelines.labels.table import read_labels
 from pipelines.mining import picks
 from pipelines.mining.index import EmbeddingIndex, IndexState
+from pipelines.mining.key_index import KeyIndex
 from pipelines.mining.rows import KEY, RowFilter, StreamRows
 from pipelines.mining.vectors import embedding_column
 from pipelines.policy.contact_sheet import Sheet
@@ -101,10 +102,8 @@ def similar(
 ) -> None:
     """Samples most like one or several given ones, by their embeddings."""
     found = MiningSite.open(chosen)
-    embedding = embedding_column(found.rows.schema, column)
-    index = EmbeddingIndex(found.rows, embedding)
-    state = index.sync()
-    picked = picks.similar(found.rows, index, embedding, samples, chosen.count, found.only, is_exact=exact)
+    index, keys, state = _indexes(found.rows, embedding_column(found.rows.schema, column))
+    picked = picks.similar(index, keys, samples, chosen.count, found.only, is_exact=exact)
     _finish(found, picked, chosen, f"like {', '.join(samples)[:120]}", index=state)
 
 
@@ -119,9 +118,9 @@ def rare(
 ) -> None:
     """Samples least like the rest of the stream, by their embeddings."""
     found = MiningSite.open(chosen)
-    embedding = embedding_column(found.rows.schema, column)
-    picked = picks.rare(found.rows, embedding, chosen.count, found.only, seed=seed, references=references)
-    _finish(found, picked, chosen, "rare")
+    index, keys, state = _indexes(found.rows, embedding_column(found.rows.schema, column))
+    picked = picks.rare(found.rows, index, keys, chosen.count, found.only, seed=seed, references=references)
+    _finish(found, picked, chosen, "rare", index=state)
 
 
 @with_options(PickOptions)
@@ -145,6 +144,14 @@ def disagreeing(
     columns = tuple(part.strip() for part in between.split(",") if part.strip())
     picked = picks.disagreeing(found.rows, columns, chosen.count, found.only, _classes(found, task) if task else None)
     _finish(found, picked, chosen, "disagreeing")
+
+
+def _indexes(rows: StreamRows, column: str) -> tuple[EmbeddingIndex, KeyIndex, IndexState]:
+    """The vectors and the keys of a stream's live files; what has left the lake leaves them, too."""
+    index, keys = EmbeddingIndex(rows, column), KeyIndex(rows)
+    state = index.sync()
+    keys.sync()
+    return index, keys, state
 
 
 def _classes(found: MiningSite, task: str) -> pl.DataFrame:

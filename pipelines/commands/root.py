@@ -47,7 +47,7 @@ ROOMS = {
     "uncertain": CommandGroup("pipelines.commands.mining", "uncertain", "Samples of which a model is least sure."),
     "disagreeing": CommandGroup("pipelines.commands.mining", "disagreeing", "Samples on which models, or people, disagree."),
     "label": CommandGroup("pipelines.commands.label", "label_app", "Labels from and for labelling tools."),
-    "model": CommandGroup("pipelines.commands.rollout", "model_app", "Sign and publish models; serve them to devices."),
+    "model": CommandGroup("pipelines.commands.model", "model_app", "Sign and publish models; serve them to devices."),
     "rollout": CommandGroup(
         "pipelines.commands.rollout", "rollout_app", "Roll a model out to cohorts of devices, watch it, halt it."
     ),
@@ -111,7 +111,9 @@ def up(config: Config = None) -> None:
 def run(
     config: Config = None,
     once: Annotated[bool, typer.Option(help="End when nothing waits.")] = False,
-    runner: Annotated[str, typer.Option(help="direct | dask | flink | portable | spark | dataflow; else as configured.")] = "",
+    runner: Annotated[
+        str, typer.Option(help="direct | dask | portable | prism | flink | spark | dataflow; else as configured.")
+    ] = "",
     workers: Annotated[
         int,
         typer.Option("--dask-workers", "--workers", min=0, help="With dask: processes of a local cluster kept open over runs."),

@@ -43,7 +43,7 @@ set_app = typer.Typer(help="Training sets: build one, list them, look at one, ch
 
 SetName = Annotated[str, typer.Argument(metavar="NAME|SPEC", help="Name of the set, or the YAML file of its spec.")]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Build although a split lacks a class.")]
-Runner = Annotated[str, typer.Option(help="direct | dask | flink | portable | spark | dataflow.")]
+Runner = Annotated[str, typer.Option(help="direct | dask | portable | prism | flink | spark | dataflow.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes on this machine that build (a local Dask cluster).")]
 BeamOptions = Annotated[list[str] | None, typer.Argument(help="After --: Beam's own options, as Beam takes them.")]
 
@@ -139,7 +139,7 @@ def _show_plan(draft: SetDraft | SetPlan, *, as_json: bool) -> None:
         return
     PlainConsole().print(_coverage_table(draft))
     for source in draft.sources:
-        say(f"from: {source.stream} at Delta version {source.delta_version}: {source.rows:,} rows")
+        say(f"from: {source.stream} at {source.version_words}: {source.rows:,} rows")
     for split_name, rows in facts.neighbours.items():
         say(f"leak: {rows:,} rows of {split_name} have a neighbour of another split within {_NEIGHBOUR_S:g} s")
     for part in draft.left_out:
@@ -322,7 +322,7 @@ def _print_manifest(manifest: Manifest, folder: Path, as_json: bool) -> None:
     table = PlainTable(f"{manifest.name} {manifest.version}", str(folder), show_header=True)
     table.add_row("where", manifest.where or "all rows")
     for source in manifest.sources:
-        table.add_row("from", f"{source.stream} at Delta version {source.delta_version}: {source.rows:,} rows")
+        table.add_row("from", f"{source.stream} at {source.version_words}: {source.rows:,} rows")
     for split, rows in manifest.split_rows().items():
         table.add_row(split, f"{rows:,} rows")
     for count in manifest.tags:

@@ -16,7 +16,7 @@ from pipelines.imaging.pool import CutLimits
 from pipelines.ingest import graph as ingest_graph
 from pipelines.lake.lake import lake_at
 from pipelines.runners.engine import Engine, RunnerKind
-from pipelines.runners.run import check_graph, dask_faults
+from pipelines.runners.run import check_graph, dask_faults, with_prism
 
 
 class Keeps(beam.DoFn):
@@ -100,6 +100,26 @@ def test_a_runner_without_its_address_says_what_to_give() -> None:
         Engine("dask").beam_options()
     with pytest.raises(ConfigError, match="--job_endpoint"):
         Engine("portable").beam_options()
+
+
+def test_a_prism_that_is_not_there_is_never_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(ConfigError, match=r"no program `prism` on the path.*--prism_location"):
+        with_prism(Engine("prism"))
+    with pytest.raises(ConfigError, match="/nonexistent/prism is no program"):
+        with_prism(Engine("prism", ("--prism_location=/nonexistent/prism",)))
+    with pytest.raises(ConfigError, match="--prism_location"):
+        Engine("prism").beam_options()
+
+
+def test_prism_is_found_as_the_shell_would_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "prism"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert with_prism(Engine("prism", ("--experiments=x",))).options == ("--experiments=x", f"--prism_location={program}")
+    elsewhere = Engine("prism", ("--job_endpoint=localhost:1",))
+    assert with_prism(elsewhere) == elsewhere
 
 
 def test_dask_takes_one_work_item_to_a_task_unless_configured() -> None:
