@@ -50,7 +50,7 @@ _PARAMETER = re.compile(r" ([^\s=\]\"]{1,128})=\"((?:[^\"\\\]]|\\.)*)\"", re.DOT
 _BSD_TIME = re.compile(
     r"([A-Z][a-z]{2}) ( ?\d{1,2})(?: (\d{4}))? (\d{1,2}):(\d\d):(\d\d)(?:\.(\d{1,6}))?(?: (UTC|GMT)(?=:))?(?: ?: | )"
 )
-# Before the time Cisco may write a number, the host, and a dot: the clock was synchronised once. A star says that it was never set.
+# Before the time Cisco may write a number, the host, and a dot: the clock was set once. A star says that it never was.
 _CISCO = re.compile(r"(?:\d{1,10}: )?(?:([^\s\[\]:<>]{1,255}): )?\.?(?=[A-Z][a-z]{2} )")
 _ISO_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\S{1,40}) ")
 _HOST = re.compile(r"([^\s\[\]:]{1,255}|[0-9a-fA-F:]{2,45}) (?=\S)")
