@@ -13,13 +13,14 @@ from pipelines.imaging.encoding import JPEG, encoder, mask_png, media_type
 from pipelines.imaging.facts import ImageFacts, with_channels
 from pipelines.imaging.passing import pass_through
 from pipelines.imaging.reader import ImageLevel
-from pipelines.imaging.tiling import Band, Grid, TileWindow, last_chip
+from pipelines.imaging.tiling import Band, Grid, TileWindow, last_chip, last_column
 from schemas.contract import ChipSpec
 
 NEAR_WHITE = 235
 NEAR_BLACK = 20
 EXACT, REENCODED, PASSED = "exact", "re-encoded", "passed"
 _MAX_THREADS = 4
+_TRIM_PART = 2
 Floats = npt.NDArray[np.float32]
 
 
@@ -68,7 +69,7 @@ class _PlaneTiles:
         self._channels = list(channels)
         self._grid = grid
         self.plane = plane
-        self._tiles: dict[int, Samples] = {}
+        self._tiles: dict[int, tuple[int, Samples]] = {}  # with how many of its first rows are gone
 
     def load(self, windows: Iterable[TileWindow], pool: ThreadPoolExecutor) -> int:
         """Decode the tiles under these windows that are not there, each once; how many were decoded."""
@@ -76,7 +77,7 @@ class _PlaneTiles:
         missing = sorted(wanted - set(self._tiles))
         # A picture that is read from top to bottom has one reader.
         mapped = map(self._decode, missing) if self._level.is_sequential else pool.map(self._decode, missing)
-        self._tiles.update(zip(missing, mapped, strict=True))
+        self._tiles.update((tile, (0, found)) for tile, found in zip(missing, mapped, strict=True))
         return len(missing)
 
     def _decode(self, tile: int) -> Samples:
@@ -88,21 +89,38 @@ class _PlaneTiles:
         value: bytes | None = None
         is_blank = True
         for tile in self._level.tiles.under(window):
-            box, source = self._level.tiles.box(tile), self._tiles[tile]
+            box, (cut_rows, source) = self._level.tiles.box(tile), self._tiles[tile]
             left, right = max(window.x, box.x), min(window.x + window.width, box.x + box.width)
             top, bottom = max(window.y, box.y), min(window.y + window.height, box.y + box.height)
-            part = source[top - box.y : bottom - box.y, left - box.x : right - box.x]
+            part = source[top - box.y - cut_rows : bottom - box.y - cut_rows, left - box.x : right - box.x]
             chip[top - window.y : bottom - window.y, left - window.x : right - window.x] = part
             colour = source[0, 0].tobytes() if is_blank and not any(source.strides[:2]) else None
             is_blank = colour is not None and value in (None, colour)
             value = colour
         return is_blank
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the tiles that are kept; blank ones take none."""
+        return sum(found.nbytes for _, found in self._tiles.values() if found.strides[0])
+
     def forget_before(self, chip: int) -> None:
-        """Drop the tiles that no chip of this plane from `chip` on needs."""
-        tiles = self._level.tiles
-        for tile in [tile for tile in self._tiles if last_chip(self._grid, tiles.box(tile)) < chip]:
-            del self._tiles[tile]
+        """Drop the tiles that no chip of this plane from `chip` on needs, and of others the rows that none needs.
+
+        Without the latter two rows of tiles would be held where chips are a little smaller than tiles.
+        """
+        tiles, grid = self._level.tiles, self._grid
+        row, column = divmod(chip, grid.columns)
+        next_top = grid.window((row + 1) * grid.columns).y if row + 1 < grid.rows else grid.height
+        for tile, (cut_rows, found) in list(self._tiles.items()):
+            box = tiles.box(tile)
+            if last_chip(grid, box) < chip:
+                del self._tiles[tile]
+                continue
+            top = next_top if last_column(grid, box) < column else grid.window(min(chip, grid.count - 1)).y
+            needless = min(top - box.y, box.height) - cut_rows
+            if needless * _TRIM_PART >= len(found) and found.strides[0]:
+                self._tiles[tile] = (cut_rows + needless, found[needless:].copy())
 
 
 class Cutter:
@@ -131,6 +149,11 @@ class Cutter:
         self._encode = encoder(self.facts, spec.codec, spec.quality)
         self._blank: dict[bytes, _Cut] = {}
         self._threads = threads or min(_MAX_THREADS, os.cpu_count() or 1)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of decoded tiles that chips still need."""
+        return sum(tiles.held_bytes for tiles in self._planes.values())
 
     @property
     def count(self) -> int:

@@ -127,14 +127,19 @@ class TileGrid:
             yield from range(first + window.x // self.tile_width, first + last_column + 1)
 
 
+def last_column(grid: Grid, box: TileWindow) -> int:
+    """The last column of chips that hold a pixel of `box`."""
+    if grid.edge is ChipEdge.SHIFT and box.x + box.width > grid.width - grid.size:
+        return grid.columns - 1
+    return min(grid.columns - 1, (box.x + box.width - 1 - grid.left) // grid.stride)
+
+
 def last_chip(grid: Grid, box: TileWindow) -> int:
     """The last chip that holds a pixel of `box`: after it nobody needs that part of the image."""
     row = min(grid.rows - 1, (box.y + box.height - 1 - grid.top) // grid.stride_down)
-    column = min(grid.columns - 1, (box.x + box.width - 1 - grid.left) // grid.stride)
+    column = last_column(grid, box)
     if grid.edge is ChipEdge.SHIFT and box.y + box.height > grid.height - grid.tall:
         row = grid.rows - 1
-    if grid.edge is ChipEdge.SHIFT and box.x + box.width > grid.width - grid.size:
-        column = grid.columns - 1
     return row * grid.columns + column if min(row, column) >= 0 else -1
 
 

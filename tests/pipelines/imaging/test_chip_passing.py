@@ -30,7 +30,8 @@ def photo() -> np.ndarray:
 def rows_of(lake: Path, slide: SlideRef) -> list[dict[str, Any]]:
     (file,) = cut_chips(lake_at(lake), 1, (slide,), 10**9)
     assert file.rejection is None, file.rejection
-    return pq.read_table(lake / file.path).to_pylist()
+    rows: list[dict[str, Any]] = pq.read_table(lake / file.path).to_pylist()
+    return rows
 
 
 def body_of(lake: Path, row: dict[str, Any]) -> bytes:

@@ -16,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.contracts.odcs import load_odcs, to_odcs
+from pipelines.imaging.cutting import Cutter
 from pipelines.imaging.graph import cut_chips
+from pipelines.imaging.reader import open_level
 from pipelines.imaging.store import ChipFile, SlideRef
-from pipelines.imaging.tiling import Grid, TileGrid, last_chip
+from pipelines.imaging.tiling import Grid, TileGrid, bands, last_chip
 from pipelines.lake.lake import lake_at
 from schemas.contract import ChipCodec, ChipEdge, ChipSpec, Contract, builtin_contract
 from schemas.errors import ContractError
@@ -66,7 +68,8 @@ def cut(lake: Path, slide: SlideRef, **spec: Any) -> ChipFile:
 
 def rows_of(lake: Path, file: ChipFile) -> list[dict[str, Any]]:
     assert file.rejection is None, file.rejection
-    return pq.read_table(lake / file.path).to_pylist()
+    rows: list[dict[str, Any]] = pq.read_table(lake / file.path).to_pylist()
+    return rows
 
 
 def pyramid(path: Path) -> np.ndarray:
@@ -156,3 +159,28 @@ def test_a_spec_survives_the_contract_file_and_an_old_one_reads_as_before(tmp_pa
 def test_a_spec_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ContractError):
         ChipSpec("a", 64, **{"height": 32, **wrong})
+
+
+@pytest.mark.parametrize(("size", "overlap"), [(60, 0), (64, 0), (100, 0), (64, 48), (40, 20)])
+@pytest.mark.parametrize("edge", [ChipEdge.PAD, ChipEdge.SHIFT])
+def test_little_more_than_the_rows_of_one_row_of_chips_is_held(
+    tmp_path: Path, refer: Refer, size: int, overlap: int, edge: ChipEdge
+) -> None:
+    """Tiles whose upper rows no chip needs any more are cut short, so that a tile's height is not added to a chip's."""
+    pixels = np.random.default_rng(1).integers(0, 255, (640, 1280), np.uint8)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels, tile=(64, 64), compression="zlib")
+    spec = ChipSpec("s", size, overlap, edge=edge)
+    with open_level(path.open("rb"), 0, path.stat().st_size, spec, 10**9) as level:
+        cutter = Cutter(level, Grid(1280, 640, size, overlap, edge=edge), spec)
+        held = []
+        for band in bands(cutter.count, 8):
+            chips = cutter.cut(band)
+            held.append(cutter.held_bytes)
+            for index, chip in zip(range(band.first, band.end), chips.pixels, strict=True):
+                window = cutter.grid.window(index)
+                x, y, w, h = window.x, window.y, window.width, window.height
+                assert (chip[:h, :w, 0] == pixels[y : y + h, x : x + w]).all()
+        assert cutter.tiles_decoded == level.tiles.count
+        assert max(held) <= 1280 * (size + 64 + 32)
+        assert sum(held) / len(held) <= 1280 * (size + 40)
