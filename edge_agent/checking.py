@@ -145,8 +145,8 @@ class _Survey:
             self.report_lines.append("  no [[source]]: nothing is captured")
         self._tls_files(config)
         self._director(config)
-        if config.model is not None:
-            self._try(("model",), lambda: _check_model(config.model or {}))
+        if config.models:
+            self._try(("model",), lambda: _check_models(config.models))
         if not self.faults:
             self._try(("broker", "tls", "cert"), lambda: self._identity(config))
 
@@ -171,7 +171,7 @@ class _Survey:
     def _director(self, config: AgentConfig) -> None:
         """Describe the keys whose orders are followed; none while the key file is missing."""
         director = config.director
-        if director is None and config.model is not None:
+        if director is None and config.models:
             self.report_lines.append(
                 "  warning: no [director]: this device follows unsigned orders of whoever keeps the broker;"
                 " the next release follows signed ones alone (catchment director show)"
@@ -205,11 +205,12 @@ def _check_source(source: SourceConfig, key: bytes) -> bool:
     return True
 
 
-def _check_model(table: dict[str, Any]) -> None:
+def _check_models(tables: tuple[dict[str, Any], ...]) -> None:
     from edge_agent.models.config import ModelConfig  # noqa: PLC0415 # loaded only where models run
+    from edge_agent.models.device_models import check_models  # noqa: PLC0415 # likewise
     from edge_agent.models.model_process import check_extra  # noqa: PLC0415 # likewise
 
-    convert_table("model", table, ModelConfig)
+    check_models([convert_table("model", table, ModelConfig) for table in tables])
     check_extra()
 
 

@@ -45,6 +45,23 @@ class StreamBooks(msgspec.Struct, frozen=True):
         return self.captured == self.settled + self.spooled + sum(self.dropped.values())
 
 
+class ModelFigures(msgspec.Struct, frozen=True):
+    """What a model's process takes, and what became of the samples it was to look at.
+
+    Attributes:
+        memory_limit_mib: its process may take so much.
+        peak_mib: the most it took since it was started; 0: it does not run.
+        max_ms: it may take so long for one sample.
+        counts: samples by what became of them since the agent started (`inferences`, `failures`, `skipped`, ...), and `deaths`
+            of the process.
+    """
+
+    memory_limit_mib: int
+    peak_mib: int
+    max_ms: int
+    counts: dict[str, int] = {}
+
+
 class ModelReport(msgspec.Struct, frozen=True):
     """The model a device runs.
 
@@ -56,6 +73,7 @@ class ModelReport(msgspec.Struct, frozen=True):
         reason: why.
         refused: versions never to try again.
         on_probation: whether the version that runs has yet to prove itself.
+        figures: of its process; absent from agents of the releases before.
     """
 
     name: str
@@ -64,6 +82,7 @@ class ModelReport(msgspec.Struct, frozen=True):
     reason: str = ""
     refused: tuple[int, ...] = ()
     on_probation: bool | msgspec.UnsetType = msgspec.UNSET  # absent on the wire where it has proved itself
+    figures: ModelFigures | msgspec.UnsetType = msgspec.UNSET
 
 
 class PolicyReport(msgspec.Struct, frozen=True):

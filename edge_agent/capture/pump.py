@@ -10,6 +10,7 @@ import structlog
 
 from catchment.runtime.clock import Clock, doubled_s
 from edge_agent.capture.encode import Encoder, RetryingEncoder, join_batches, last_position, may_join
+from edge_agent.capture.predictions import PredictionWindow
 from edge_agent.capture.relay import PendingAppend, Relay
 from edge_agent.capture.transforms import Transforms
 from edge_agent.config import SourceConfig
@@ -60,6 +61,8 @@ _JOINED_SAMPLES = 1_000
 _HOLD_S = 0.01
 # A position is noted no oftener than this while nothing is stored: each note is a write to flash.
 _PASS_EVERY_S = 1.0
+# How long a source that ends waits for the predictions under way.
+_LAST_PREDICTIONS_S = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -136,6 +139,7 @@ class SourcePump:
         self.label = ""
         self._clock = clock
         self._relay = Relay(spool, config.name)
+        self._predicting = None if transform.predictor is None else PredictionWindow(transform.predictor)
         self._under_way: deque[tuple[Future[Span] | PendingAppend, tuple[SampleBatch, ...]]] = deque()
         self._held: list[SampleBatch] = []
         self._held_samples = 0
@@ -254,22 +258,26 @@ class SourcePump:
                 self._failing = ""
                 if batch is not None and len(batch) > 0:
                     self._take(batch)
+                    self._store_predicted()
                     self._settle_up(source, _MAX_UNDER_WAY)
                     self._pass_over(source)
                     self._gave = True
                     continue
                 self._append()
+                self._store_predicted()
                 self._settle_up(source, 0)
                 self._pass_over(source)
-                stop.wait(_IDLE_S)
+                self._rest(stop)
         finally:
             try:
                 self._append()
+                self._store_predicted(0.0 if stop.is_set() else _LAST_PREDICTIONS_S)
                 # The batches already handed in become durable whatever ended the source: its position counts them.
                 self._settle_up(source, 0)
                 self._passed_s = float("-inf")
                 self._pass_over(source)
             finally:
+                self._forget_predictions()
                 self._relay.close()
                 self._rejected_before = self.rejected()
                 self._source = None
@@ -298,7 +306,33 @@ class SourcePump:
         if not self._held:
             return
         held, self._held, self._held_samples = tuple(self._held), [], 0
-        batch = self._transform(join_batches(held))
+        batch = self._transform.before(join_batches(held))
+        if self._predicting is None:
+            self._store(batch, held)
+        else:
+            self._predicting.add(batch, held, self._stop)
+
+    def _store_predicted(self, drain_s: float | None = None) -> None:
+        """Store the batches that the models have looked at; with `drain_s` all, after at most so long."""
+        if self._predicting is not None:
+            found = self._predicting.ready() if drain_s is None else self._predicting.drain(drain_s)
+            for batch, held in found:
+                self._store(batch, held)
+
+    def _forget_predictions(self) -> None:
+        """What is left after a failure to store is read again; else it would be stored twice."""
+        if self._predicting and (lost := self._predicting.clear()):
+            self._transform.rejects.count("row: it waited for a model when its source failed", times=lost)
+
+    def _rest(self, stop: threading.Event) -> None:
+        """Nothing was read: wait a little, or until a model has answered."""
+        if self._predicting:
+            self._predicting.wait(_IDLE_S)
+        else:
+            stop.wait(_IDLE_S)
+
+    def _store(self, batch: SampleBatch, held: tuple[SampleBatch, ...]) -> None:
+        batch = self._transform.after(batch)
         self._copy(batch)
         filtered = apply_filter(self._rule_filter, batch, self._config.priority)
         groups = self._useful(filtered.groups)

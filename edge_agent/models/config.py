@@ -1,5 +1,8 @@
 """A model on this device: its settings, and the messages to the processes that check and run it."""
 
+import re
+from typing import Literal
+
 import msgspec
 
 from edge_agent.errors import ConfigError
@@ -10,6 +13,7 @@ from schemas.rollout import MODEL_NAME, Desired
 MIN_MEMORY_MIB = 96  # what the runtime takes before any model
 MAX_MS = 600_000
 MAX_LOAD_S = 600
+_PREFIX = re.compile(r"([a-z][a-z0-9_]{0,30})?")
 
 
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,6 +32,11 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         max_memory_mib: private memory of the model's process, runtime and picture included.
         max_ms: how long one picture may take; the process is ended after that.
         max_load_s: how long loading may take.
+        max_waiting: samples that may wait for the model; beyond that they are stored without a prediction, and counted.
+        max_held_mib: payloads that may wait behind the one the model looks at.
+        when_busy: "skip": capture never waits for the model. "wait": it does, and every sample gets its prediction; for
+            sources that lose nothing by that, such as a folder.
+        prefix: begins the names of its columns, so that several models can look at one stream.
     """
 
     name: str
@@ -42,6 +51,10 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_memory_mib: int = MODEL_MEMORY_MIB
     max_ms: int = MODEL_ANSWER_MS
     max_load_s: float = MODEL_LOAD_S
+    max_waiting: int = 256
+    max_held_mib: int = 8
+    when_busy: Literal["skip", "wait"] = "skip"
+    prefix: str = ""
 
     def __post_init__(self) -> None:
         if not MODEL_NAME.fullmatch(self.name):
@@ -52,6 +65,12 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(f"model {self.name}: probation_s, max_bytes, max_failures and max_starts must be positive")
         if self.max_memory_mib < MIN_MEMORY_MIB:
             raise ConfigError(f"model {self.name}: max_memory_mib {self.max_memory_mib} must be {MIN_MEMORY_MIB} or more")
+        if self.max_waiting < 1 or self.max_held_mib < 1:
+            raise ConfigError(f"model {self.name}: max_waiting and max_held_mib must be positive")
+        if not _PREFIX.fullmatch(self.prefix):
+            raise ConfigError(
+                f"model {self.name}: prefix {self.prefix[:40]!r} must be of a-z, 0-9 and '_', and start with a letter"
+            )
         if not 1 <= self.max_ms <= MAX_MS or not 0 < self.max_load_s <= MAX_LOAD_S:
             raise ConfigError(f"model {self.name}: max_ms must be within 1 and {MAX_MS}, max_load_s within 0 and {MAX_LOAD_S}")
 

@@ -8,7 +8,6 @@ import msgspec
 import structlog
 
 from catchment.runtime.clock import Backoff, Clock
-from edge_agent.documents.gate import DocumentInbox
 from edge_agent.errors import (
     ConfigError,
     ModelDiedError,
@@ -22,15 +21,16 @@ from edge_agent.errors import (
 from edge_agent.models.config import ModelConfig, TrustOptions
 from edge_agent.models.fetcher import ModelFetcher, PieceFetcher
 from edge_agent.models.loader import ModelLoader
-from edge_agent.models.model_process import ModelProblem, RunningModel, check_extra
+from edge_agent.models.model_process import check_extra
+from edge_agent.models.running import ModelProblem, RunningModel
 from edge_agent.models.state import MAX_ATTEMPTS, Installed
 from edge_agent.models.store import ModelStore
-from edge_agent.models.wanted import WantedModel
+from edge_agent.models.wanted import Orders, WantedModel
 from edge_agent.sources.api import SampleBatch
 from edge_agent.uplink.downlink import ModelRequest
 from schemas.envelope import Properties
-from schemas.reported import ModelReport
-from schemas.rollout import Desired, DesiredModels
+from schemas.reported import ModelFigures, ModelReport
+from schemas.rollout import Desired
 
 _WAIT_S = 1.0
 _FIRST_RETRY_S = 15.0
@@ -69,7 +69,7 @@ class ModelUpdater:
         send_request: Callable[[ModelRequest], None],
         clock: Clock,
         piece_timeout_s: float = 5.0,
-        orders: DocumentInbox[DesiredModels] | None = None,
+        orders: Orders | None = None,
     ) -> None:
         check_extra()
         self._config = config
@@ -84,7 +84,7 @@ class ModelUpdater:
         self._wanted = WantedModel(config.name, orders, clock, self._on_change)
         self.worker: threading.Thread | None = None
         self._loader = ModelLoader(self.store, config)
-        self.running = RunningModel(self._wake)
+        self.running = RunningModel(self._wake, config.prefix)
         self._resting = ""
         self._revive_s = 0.0
         self._revive_at_s = 0.0
@@ -353,7 +353,10 @@ class ModelUpdater:
             else:
                 kind, reason = ("active" if state.active is not None else "none"), self._resting
             on_probation = True if state.on_probation else msgspec.UNSET
-            return (ModelReport(self._config.name, self._version(), kind, reason, state.refused, on_probation),)
+            figures = ModelFigures(
+                self._config.max_memory_mib, self.running.peak_mib(), self._config.max_ms, dict(self.running.counts)
+            )
+            return (ModelReport(self._config.name, self._version(), kind, reason, state.refused, on_probation, figures),)
 
     def _version(self) -> int:
         active = self.store.state.active

@@ -1,0 +1,238 @@
+"""The models of a device: each kept up to date by itself, and asked together about the samples of a stream."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from catchment.runtime.clock import Clock
+from catchment.runtime.worker.limits import MIB
+from edge_agent.documents.gate import AdmittedDocument, DocumentInbox
+from edge_agent.errors import ConfigError
+from edge_agent.models.config import ModelConfig
+from edge_agent.models.prediction_queue import PredictionQueue
+from edge_agent.models.updater import ModelUpdater
+from edge_agent.sources.api import SampleBatch, Scalar
+from edge_agent.uplink.downlink import ModelRequest
+from schemas.contract import Contract
+from schemas.envelope import Properties
+from schemas.reported import ModelReport
+from schemas.rollout import DesiredModels
+
+_MAX_MODELS = 16
+
+log = structlog.get_logger(__name__)
+
+
+class SharedOrders:
+    """One inbox of orders for several models: each is given every order that is taken, once.
+
+    Args:
+        inbox: decides about orders.
+    """
+
+    def __init__(self, inbox: DocumentInbox[DesiredModels]) -> None:
+        self._inbox = inbox
+        self._lock = threading.Lock()
+        self._newest: AdmittedDocument[DesiredModels] | None = None
+        self._count = 0
+
+    def view(self) -> "OrdersView":
+        """One model's view of the orders."""
+        return OrdersView(self)
+
+    def hand_in(self, body: bytes) -> None:
+        """Take a message in, once."""
+        self._inbox.hand_in(body)
+
+    def after(self, seen: int) -> tuple[int, AdmittedDocument[DesiredModels] | None]:
+        """Decide about what has come; the number of orders taken so far, and the newest if it came after the first `seen`."""
+        with self._lock:
+            admitted = self._inbox.take_admitted()
+            if admitted is not None:
+                self._newest, self._count = admitted, self._count + 1
+            return self._count, (self._newest if self._count > seen else None)
+
+    def is_due(self, seen: int) -> bool:
+        """Whether there is an order that a model has not followed yet."""
+        with self._lock:
+            return self._count > seen or self._inbox.is_due
+
+
+class OrdersView:
+    """What one model sees of the orders."""
+
+    def __init__(self, shared: SharedOrders) -> None:
+        self._shared = shared
+        self._seen = 0
+
+    def hand_in(self, body: bytes) -> None:
+        """Take a message in."""
+        self._shared.hand_in(body)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is an order to follow."""
+        return self._shared.is_due(self._seen)
+
+    def take_admitted(self) -> AdmittedDocument[DesiredModels] | None:
+        """The newest order, where it is news to this model."""
+        self._seen, admitted = self._shared.after(self._seen)
+        return admitted
+
+
+class ModelsOfStream:
+    """The models that look at one stream's samples, one after another.
+
+    Args:
+        updaters: in the order of the configuration.
+        known: the columns of the stream's contract; what it has no column for is not stored, and logged once.
+    """
+
+    rows_at_once = 1
+
+    def __init__(self, updaters: Sequence[ModelUpdater], known: AbstractSet[str]) -> None:
+        self._updaters = updaters
+        self._known = known
+        self._unknown: set[str] = set()
+
+    def columns(self) -> tuple[str, ...]:
+        """The columns of all of them that the contract has."""
+        names = [name for updater in self._updaters for name in updater.running.columns()]
+        if new := {*names} - self._known - self._unknown:
+            self._unknown |= new
+            log.warning("model_columns_not_stored", columns=sorted(new), action="add them to the stream's contract")
+        return tuple(name for name in names if name in self._known)
+
+    def wanted_rows(self, batch: SampleBatch) -> Sequence[int]:
+        """The samples that have a picture."""
+        return [row for row, payload in enumerate(batch.payloads or ()) if payload is not None]
+
+    def predict(self, batch: SampleBatch, rows: Sequence[int]) -> Sequence[Mapping[str, Scalar]]:
+        """Ask every model about each of these samples."""
+        return [self._predict_one(batch, row) for row in rows]
+
+    def count(self, outcome: str, times: int) -> None:
+        """Count samples that no model was asked about."""
+        for updater in self._updaters:
+            if updater.running.columns():
+                updater.running.count(outcome, times)
+
+    def _predict_one(self, batch: SampleBatch, row: int) -> Mapping[str, Scalar]:
+        payload = (batch.payloads or ())[row]
+        found: dict[str, Scalar] = {}
+        if payload is not None:
+            for updater in self._updaters:
+                found |= updater.running.predict(payload)
+        return found
+
+
+class DeviceModels:
+    """All models of a device. Methods may be called from any thread.
+
+    Args:
+        configs: one for each model.
+        state_dir: the agent's folder.
+        send_request: publishes a request to the model server.
+        clock: time.
+        orders: admits signed desired states; None: unsigned ones are followed.
+
+    Attributes:
+        updaters: model -> what keeps it up to date.
+
+    Raises:
+        ConfigError: two models have the same name or fill the same columns of a stream, or one cannot be set up.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[ModelConfig],
+        state_dir: Path,
+        send_request: Callable[[ModelRequest], None],
+        clock: Clock,
+        orders: DocumentInbox[DesiredModels] | None = None,
+    ) -> None:
+        check_models(configs)
+        self._configs = {config.name: config for config in configs}
+        shared = None if orders is None else SharedOrders(orders)
+        self.updaters = {
+            config.name: ModelUpdater(config, state_dir, send_request, clock, orders=None if shared is None else shared.view())
+            for config in configs
+        }
+        self._queues: dict[str, PredictionQueue] = {}
+
+    def predictor(self, contract: Contract) -> PredictionQueue | None:
+        """The queue before the models of a contract's stream; None where no model looks at it."""
+        stream = str(contract.name)
+        configs = [config for config in self._configs.values() if stream in config.streams]
+        if not configs:
+            return None
+        if stream not in self._queues:
+            self._queues[stream] = PredictionQueue(
+                f"predict-{stream}",
+                ModelsOfStream([self.updaters[config.name] for config in configs], {*(c.name for c in contract.columns)}),
+                max_waiting=min(config.max_waiting for config in configs),
+                max_held_bytes=min(config.max_held_mib for config in configs) * MIB,
+                waits=any(config.when_busy == "wait" for config in configs),
+            )
+        return self._queues[stream]
+
+    def on_desired(self, body: bytes) -> None:
+        """Take in a desired state from the core."""
+        for updater in self.updaters.values():
+            updater.on_desired(body)
+
+    def on_piece(self, correlation: bytes, properties: Properties, body: bytes) -> None:
+        """Take in a piece of a repository file; the model that did not ask for it skips it."""
+        for updater in self.updaters.values():
+            updater.on_piece(correlation, properties, body)
+
+    def run_forever(self, spawn: Callable[[str, Callable[[threading.Event], None]], object]) -> None:
+        """Have each model looked after on a thread of its own, so that none waits while another loads."""
+        for name, updater in self.updaters.items():
+            spawn(f"model-{name}", partial(_look_after, updater))
+
+    def report(self) -> tuple[ModelReport, ...]:
+        """Report the models that run on this device."""
+        return tuple(line for updater in self.updaters.values() for line in updater.report())
+
+    def counts(self) -> Mapping[str, Mapping[str, int]]:
+        """Model -> samples by what became of them."""
+        return {name: dict(updater.counts) for name, updater in self.updaters.items()}
+
+    def close(self) -> None:
+        """End what is under way, and the models' processes."""
+        for waiting in self._queues.values():
+            waiting.close()
+        for updater in self.updaters.values():
+            updater.close()
+
+
+def check_models(configs: Sequence[ModelConfig]) -> None:
+    """See whether several models fit together.
+
+    Raises:
+        ConfigError: too many, two of the same name, or two that fill the same columns of a stream.
+    """
+    if len(configs) > _MAX_MODELS:
+        raise ConfigError(f"[[model]]: {len(configs)} models; a device runs at most {_MAX_MODELS}")
+    names = [config.name for config in configs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"[[model]]: {twice} is there twice; give each model one table")
+    taken: dict[tuple[str, str], str] = {}
+    for config in configs:
+        for stream in config.streams:
+            other = taken.setdefault((stream, config.prefix), config.name)
+            if other != config.name:
+                raise ConfigError(
+                    f"model {config.name}: it and {other} fill the same columns of {stream}; give one a prefix, and the "
+                    "contract columns that begin with it"
+                )
+
+
+def _look_after(updater: ModelUpdater, stop: threading.Event) -> None:
+    while not stop.is_set():
+        updater.run_once()

@@ -1,0 +1,160 @@
+"""The model in use: asked about pictures on the models' own threads, never on capture's. No exceptions, no disk."""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import structlog
+
+from edge_agent.errors import ModelBusyError, ModelDiedError, ModelError, ModelStoppedError, UnreadablePictureError
+from edge_agent.models.model_process import ModelProcess
+from edge_agent.sources.api import SampleBatch, Scalar
+
+log = structlog.get_logger(__name__)
+
+COLUMNS = ("model_name", "model_version", "predicted_label", "predicted_score")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProblem:
+    """What went wrong with the running model since the last look.
+
+    Attributes:
+        reason: the last error.
+        died: whether its process is gone.
+        failures: how many inferences failed in a row.
+        answers: how many pictures the process had answered before.
+        is_of_the_model: whether the model is to blame, and not a picture that ended the process decoding it.
+    """
+
+    reason: str
+    died: bool
+    failures: int
+    answers: int = 0
+    is_of_the_model: bool = True
+
+
+class RunningModel:
+    """The model in use, if any. Any thread may call.
+
+    Args:
+        on_problem: set when there is a problem to take.
+        prefix: begins the names of the columns.
+
+    Attributes:
+        counts: pictures by what became of them: `inferences`, `failures` of the model, `unreadable` pictures, `skipped` while
+            the model was starting or its queue was full, `late` ones whose answer came after capture had gone on; and `deaths` of
+            its process.
+    """
+
+    def __init__(self, on_problem: threading.Event, prefix: str = "") -> None:
+        self._columns = tuple(prefix + name for name in COLUMNS)
+        self._on_problem = on_problem
+        self._lock = threading.Lock()
+        self._process: ModelProcess | None = None
+        self._problem: ModelProblem | None = None
+        self._failures = 0
+        self._answers = 0
+        self._is_expected = False
+        self.counts = {"inferences": 0, "failures": 0, "unreadable": 0, "skipped": 0, "late": 0, "deaths": 0}
+
+    @property
+    def process(self) -> ModelProcess | None:
+        """The process that answers."""
+        return self._process
+
+    def peak_mib(self) -> int:
+        """The most memory that the process took; 0 while there is none."""
+        process = self._process
+        return 0 if process is None else process.peak_mib()
+
+    def use(self, process: ModelProcess | None, *, is_expected: bool = False) -> None:
+        """Ask this process from now on, and end the one before.
+
+        Args:
+            process: loaded; None: pictures get no prediction.
+            is_expected: whether there is a model that will run again, so that pictures without a prediction are counted.
+        """
+        with self._lock:
+            old, self._process = self._process, process
+            self._is_expected = is_expected or process is not None
+            self._failures, self._answers, self._problem = 0, 0, None
+        if old is not None and old is not process:
+            old.close()
+
+    def take_problem(self) -> ModelProblem | None:
+        """What went wrong since the last call."""
+        with self._lock:
+            found, self._problem = self._problem, None
+            return found
+
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the model fills; none while there is no model."""
+        return self._columns if self._process is not None or self._is_expected else ()
+
+    def annotate(self, batch: SampleBatch) -> SampleBatch:
+        """The batch with what the model says about each payload, at once; unchanged while no model is active.
+
+        A picture without an answer keeps its columns null and is counted.
+        """
+        names = self.columns()
+        if batch.payloads is None or not names:
+            return batch
+        answers = [{} if payload is None else self.predict(payload) for payload in batch.payloads]
+        return batch.with_columns({name: [answer.get(name) for answer in answers] for name in names})
+
+    def predict(self, payload: bytes | Path) -> Mapping[str, Scalar]:
+        """Column -> what the model says about a picture; empty where it does not answer, which is counted."""
+        process = self._process
+        if process is None:
+            self.count("skipped")
+            return {}
+        try:
+            label, score = process.predict(payload)
+        except UnreadablePictureError as error:
+            self._unreadable(process, str(error))
+        except (ModelBusyError, ModelStoppedError):
+            self.count("skipped")
+        except ModelDiedError as error:
+            self._failed(process, str(error), died=True)
+        except (ModelError, OSError) as error:
+            self._failed(process, str(error), died=False)
+        else:
+            with self._lock:
+                self.counts["inferences"] += 1
+                self._failures = 0
+                self._answers += 1
+            spec = process.spec
+            return dict(zip(self._columns, (spec.name, spec.version, label, score), strict=True))
+        return {}
+
+    def _unreadable(self, process: ModelProcess, reason: str) -> None:
+        log.debug("picture_unreadable_for_model", reason=reason)
+        self.count("unreadable")
+        if process.pid is None:
+            self._report_problem(process, ModelProblem(reason, died=True, failures=0, is_of_the_model=False))
+
+    def _failed(self, process: ModelProcess, reason: str, *, died: bool) -> None:
+        with self._lock:
+            self.counts["failures"] += 1
+            self.counts["deaths"] += died
+            self._failures += 1
+            failures = self._failures
+        self._report_problem(process, ModelProblem(reason, died=died, failures=failures))
+
+    def _report_problem(self, process: ModelProcess, problem: ModelProblem) -> None:
+        with self._lock:
+            if process is not self._process:
+                return
+            problem = replace(problem, answers=self._answers)
+            if self._problem is None or not self._problem.died:
+                self._problem = problem
+            if problem.died:
+                self._process = None
+        self._on_problem.set()
+
+    def count(self, outcome: str, times: int = 1) -> None:
+        """Count pictures by what became of them."""
+        with self._lock:
+            self.counts[outcome] += times
