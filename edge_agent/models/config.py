@@ -22,7 +22,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         name: the model's name in the repository.
         root: path of the trusted TUF root metadata (`root.json`), brought to the device with its certificate.
-        streams: the streams whose pictures it looks at.
+        streams: the streams whose samples it looks at.
         probation_s: how long a new version is watched before the old one is given up.
         self_test: whether a new version must answer the golden input before it is activated.
         labels: what its answers mean; empty: as the signed metadata say.
@@ -37,6 +37,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         when_busy: "skip": capture never waits for the model. "wait": it does, and every sample gets its prediction; for
             sources that lose nothing by that, such as a folder.
         prefix: begins the names of its columns, so that several models can look at one stream.
+        after: the model of this device whose boxes it looks at, instead of the whole picture. Only a classifier can.
+        max_crops: so many of the best boxes it looks at.
     """
 
     name: str
@@ -55,6 +57,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_held_mib: int = 8
     when_busy: Literal["skip", "wait"] = "skip"
     prefix: str = ""
+    after: str = ""
+    max_crops: int = 16
 
     def __post_init__(self) -> None:
         if not MODEL_NAME.fullmatch(self.name):
@@ -65,8 +69,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(f"model {self.name}: probation_s, max_bytes, max_failures and max_starts must be positive")
         if self.max_memory_mib < MIN_MEMORY_MIB:
             raise ConfigError(f"model {self.name}: max_memory_mib {self.max_memory_mib} must be {MIN_MEMORY_MIB} or more")
-        if self.max_waiting < 1 or self.max_held_mib < 1:
-            raise ConfigError(f"model {self.name}: max_waiting and max_held_mib must be positive")
+        if min(self.max_waiting, self.max_held_mib, self.max_crops) < 1:
+            raise ConfigError(f"model {self.name}: max_waiting, max_held_mib and max_crops must be positive")
         if not _PREFIX.fullmatch(self.prefix):
             raise ConfigError(
                 f"model {self.name}: prefix {self.prefix[:40]!r} must be of a-z, 0-9 and '_', and start with a letter"
@@ -92,13 +96,23 @@ class GoldenRequest(msgspec.Struct, frozen=True, tag="golden"):
 
 
 class PictureRequest(msgspec.Struct, frozen=True, tag="picture"):
-    """Ask for label and score of a picture, given as bytes or, where it is large, as the path of a file."""
+    """Ask about a picture, given as bytes or, where it is large, as the path of a file; with `crops`, about each of them.
+
+    The answer is a list of columns and values, one for each crop or for the picture.
+    """
 
     body: bytes = b""
     path: str = ""
+    crops: tuple[tuple[float, float, float, float], ...] = ()
 
 
-Request = GoldenRequest | PictureRequest
+class RowsRequest(msgspec.Struct, frozen=True, tag="rows"):
+    """Ask about rows, with a value for each column of the model; the answer is a list of columns and values, one for each."""
+
+    rows: tuple[tuple[float | None, ...], ...]
+
+
+Request = GoldenRequest | PictureRequest | RowsRequest
 
 
 class TrustOptions(msgspec.Struct, frozen=True):

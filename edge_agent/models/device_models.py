@@ -2,11 +2,8 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from functools import partial
 from pathlib import Path
-
-import structlog
 
 from catchment.runtime.clock import Clock
 from catchment.runtime.worker.limits import MIB
@@ -14,8 +11,8 @@ from edge_agent.documents.gate import AdmittedDocument, DocumentInbox
 from edge_agent.errors import ConfigError
 from edge_agent.models.config import ModelConfig
 from edge_agent.models.prediction_queue import PredictionQueue
+from edge_agent.models.stream_models import ModelOfStream, ModelsOfStream, in_order
 from edge_agent.models.updater import ModelUpdater
-from edge_agent.sources.api import SampleBatch, Scalar
 from edge_agent.uplink.downlink import ModelRequest
 from schemas.contract import Contract
 from schemas.envelope import Properties
@@ -23,8 +20,6 @@ from schemas.reported import ModelReport
 from schemas.rollout import DesiredModels
 
 _MAX_MODELS = 16
-
-log = structlog.get_logger(__name__)
 
 
 class SharedOrders:
@@ -84,52 +79,6 @@ class OrdersView:
         return admitted
 
 
-class ModelsOfStream:
-    """The models that look at one stream's samples, one after another.
-
-    Args:
-        updaters: in the order of the configuration.
-        known: the columns of the stream's contract; what it has no column for is not stored, and logged once.
-    """
-
-    rows_at_once = 1
-
-    def __init__(self, updaters: Sequence[ModelUpdater], known: AbstractSet[str]) -> None:
-        self._updaters = updaters
-        self._known = known
-        self._unknown: set[str] = set()
-
-    def columns(self) -> tuple[str, ...]:
-        """The columns of all of them that the contract has."""
-        names = [name for updater in self._updaters for name in updater.running.columns()]
-        if new := {*names} - self._known - self._unknown:
-            self._unknown |= new
-            log.warning("model_columns_not_stored", columns=sorted(new), action="add them to the stream's contract")
-        return tuple(name for name in names if name in self._known)
-
-    def wanted_rows(self, batch: SampleBatch) -> Sequence[int]:
-        """The samples that have a picture."""
-        return [row for row, payload in enumerate(batch.payloads or ()) if payload is not None]
-
-    def predict(self, batch: SampleBatch, rows: Sequence[int]) -> Sequence[Mapping[str, Scalar]]:
-        """Ask every model about each of these samples."""
-        return [self._predict_one(batch, row) for row in rows]
-
-    def count(self, outcome: str, times: int) -> None:
-        """Count samples that no model was asked about."""
-        for updater in self._updaters:
-            if updater.running.columns():
-                updater.running.count(outcome, times)
-
-    def _predict_one(self, batch: SampleBatch, row: int) -> Mapping[str, Scalar]:
-        payload = (batch.payloads or ())[row]
-        found: dict[str, Scalar] = {}
-        if payload is not None:
-            for updater in self._updaters:
-                found |= updater.running.predict(payload)
-        return found
-
-
 class DeviceModels:
     """All models of a device. Methods may be called from any thread.
 
@@ -173,7 +122,10 @@ class DeviceModels:
         if stream not in self._queues:
             self._queues[stream] = PredictionQueue(
                 f"predict-{stream}",
-                ModelsOfStream([self.updaters[config.name] for config in configs], {*(c.name for c in contract.columns)}),
+                ModelsOfStream(
+                    [ModelOfStream(config, self.updaters[config.name].running) for config in in_order(configs)],
+                    {column.name for column in contract.columns},
+                ),
                 max_waiting=min(config.max_waiting for config in configs),
                 max_held_bytes=min(config.max_held_mib for config in configs) * MIB,
                 waits=any(config.when_busy == "wait" for config in configs),
@@ -231,6 +183,10 @@ def check_models(configs: Sequence[ModelConfig]) -> None:
                     f"model {config.name}: it and {other} fill the same columns of {stream}; give one a prefix, and the "
                     "contract columns that begin with it"
                 )
+        before = next((each for each in configs if each.name == config.after), None)
+        if config.after and (before is None or not {*config.streams} <= {*before.streams}):
+            raise ConfigError(f"model {config.name}: after {config.after!r} is no other model that looks at the same streams")
+    in_order(configs)
 
 
 def _look_after(updater: ModelUpdater, stop: threading.Event) -> None:

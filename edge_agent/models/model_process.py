@@ -1,8 +1,9 @@
 """A model in a process of its own: memory and time are limited, and a crash costs one prediction."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -18,12 +19,14 @@ from edge_agent.errors import (
     ModelUnfitError,
     UnreadablePictureError,
 )
-from edge_agent.models.config import DECODED, GoldenRequest, LoadOptions, ModelConfig, PictureRequest, Request
+from edge_agent.models.config import DECODED, GoldenRequest, LoadOptions, ModelConfig, PictureRequest, Request, RowsRequest
 from schemas.model import ModelSpec
 
-_TARGET = "edge_agent.models.inference:open_classifier"
+_TARGET = "edge_agent.models.inference:open_model"
 _NEEDED = ("numpy", "onnxruntime", "PIL")
 _MAX_ANSWER_BYTES = 64 * MIB
+
+Crop: TypeAlias = tuple[float, float, float, float]
 
 
 def check_extra() -> None:
@@ -97,8 +100,12 @@ class ModelProcess:
         answers: list[float] = self._ask(GoldenRequest(), list[float], "fails on the golden input", None)
         return answers
 
-    def predict(self, payload: bytes | Path) -> tuple[str, float]:
-        """The label of a picture and how sure the model is, 0..1.
+    def look_at(self, payload: bytes | Path, crops: Sequence[Crop] = ()) -> list[dict[str, Any]]:
+        """Columns of the prediction for a picture, or for each of its crops.
+
+        Args:
+            payload: an encoded picture, or the path of a file with it.
+            crops: x, y, width and height of each, px.
 
         Raises:
             UnreadablePictureError: the picture cannot be decoded.
@@ -106,9 +113,22 @@ class ModelProcess:
             ModelDiedError: its process did not survive it.
             ModelError: the model fails on it.
         """
-        request = PictureRequest(body=payload) if isinstance(payload, bytes) else PictureRequest(path=str(payload.absolute()))
-        answer: tuple[str, float] = self._ask(request, tuple[str, float], "fails", self._answer_s)
-        return answer
+        body, path = (payload, "") if isinstance(payload, bytes) else (b"", str(payload.absolute()))
+        return self._columns(PictureRequest(body, path, tuple(crops)), len(crops) or 1)
+
+    def look_at_rows(self, rows: Sequence[tuple[float | None, ...]]) -> list[dict[str, Any]]:
+        """Columns of the prediction for each row.
+
+        Raises:
+            ModelError: the model fails on them; ModelBusyError, ModelDiedError as for `look_at`.
+        """
+        return self._columns(RowsRequest(tuple(rows)), len(rows))
+
+    def _columns(self, request: Request, count: int) -> list[dict[str, Any]]:
+        answers: list[dict[str, Any]] = self._ask(request, list[dict[str, Any]], "fails", self._answer_s)
+        if len(answers) != count:
+            raise ModelError(f"{self._name} answers nonsense: {len(answers)} answers to {count} questions")
+        return answers
 
     def close(self) -> None:
         """End the process."""

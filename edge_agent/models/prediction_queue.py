@@ -33,9 +33,8 @@ class StreamModels(Protocol):
         """Count samples that no model was asked about."""
         ...
 
-    @property
-    def rows_at_once(self) -> int:
-        """How many samples are asked about together."""
+    def rows_at_once(self, batch: SampleBatch) -> int:
+        """How many samples of a batch are asked about together."""
         ...
 
 
@@ -93,7 +92,7 @@ class PredictionQueue:
     Args:
         name: of the thread.
         models: asked about each sample.
-        max_waiting: samples that may wait, those under way included.
+        max_waiting: questions that may wait, those under way included: one for each picture, or for so many rows at once.
         max_held_bytes: payloads that may wait behind the oldest batch.
         waits: whether capture waits instead of going on without a prediction; then there is always room.
     """
@@ -114,10 +113,11 @@ class PredictionQueue:
         """Take a batch. Never blocks: samples for which there is no room get no prediction."""
         columns = self._models.columns()
         wanted = self._models.wanted_rows(batch) if columns else ()
+        at_once = self._models.rows_at_once(batch)
         with self._lock:
-            room = len(wanted) if self.waits else max(0, self._max_waiting - self._waiting)
+            room = len(wanted) if self.waits else max(0, self._max_waiting - self._waiting) * at_once
             rows = () if self._is_closed else wanted[:room]
-            self._waiting += len(rows)
+            self._waiting += -(-len(rows) // at_once)
             if rows and self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
@@ -139,11 +139,11 @@ class PredictionQueue:
     def _run(self) -> None:
         while (found := self._jobs.get()) is not None:
             job, rows = found
-            at_once = self._models.rows_at_once
+            at_once = self._models.rows_at_once(job.batch)
             for start in range(0, len(rows), at_once):
                 some = rows[start : start + at_once]
                 if not job.is_taken and not self._is_closed:
                     job.put(some, self._models.predict(job.batch, some))
                 with self._lock:
-                    self._waiting -= len(some)
+                    self._waiting -= 1
             del found, job, rows  # the payloads, while nothing comes

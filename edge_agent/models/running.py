@@ -1,19 +1,22 @@
 """The model in use: asked about pictures on the models' own threads, never on capture's. No exceptions, no disk."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from edge_agent.errors import ModelBusyError, ModelDiedError, ModelError, ModelStoppedError, UnreadablePictureError
-from edge_agent.models.model_process import ModelProcess
+from edge_agent.models.model_process import Crop, ModelProcess
 from edge_agent.sources.api import SampleBatch, Scalar
+from schemas.model import ModelSpec
+from schemas.model_tasks import Classify, prediction_columns
 
 log = structlog.get_logger(__name__)
 
-COLUMNS = ("model_name", "model_version", "predicted_label", "predicted_score")
+_PLAIN = prediction_columns(Classify())
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,8 @@ class RunningModel:
     """
 
     def __init__(self, on_problem: threading.Event, prefix: str = "") -> None:
-        self._columns = tuple(prefix + name for name in COLUMNS)
+        self._prefix = prefix
+        self._names: tuple[str, ...] = _PLAIN
         self._on_problem = on_problem
         self._lock = threading.Lock()
         self._process: ModelProcess | None = None
@@ -78,6 +82,7 @@ class RunningModel:
         """
         with self._lock:
             old, self._process = self._process, process
+            self._names = self._names if process is None else prediction_columns(process.spec.task)
             self._is_expected = is_expected or process is not None
             self._failures, self._answers, self._problem = 0, 0, None
         if old is not None and old is not process:
@@ -89,9 +94,19 @@ class RunningModel:
             found, self._problem = self._problem, None
             return found
 
+    @property
+    def spec(self) -> ModelSpec | None:
+        """What the signed metadata say of the model that answers; None: none does now."""
+        process = self._process
+        return None if process is None else process.spec
+
     def columns(self) -> tuple[str, ...]:
         """The columns that the model fills; none while there is no model."""
-        return self._columns if self._process is not None or self._is_expected else ()
+        return tuple(map(self.column, self._names)) if self._process is not None or self._is_expected else ()
+
+    def column(self, name: str) -> str:
+        """The name of one of its columns, with the prefix."""
+        return self._prefix + name
 
     def annotate(self, batch: SampleBatch) -> SampleBatch:
         """The batch with what the model says about each payload, at once; unchanged while no model is active.
@@ -101,33 +116,43 @@ class RunningModel:
         names = self.columns()
         if batch.payloads is None or not names:
             return batch
-        answers = [{} if payload is None else self.predict(payload) for payload in batch.payloads]
+        answers = [{} if payload is None else next(iter(self.look_at(payload)), {}) for payload in batch.payloads]
         return batch.with_columns({name: [answer.get(name) for answer in answers] for name in names})
 
-    def predict(self, payload: bytes | Path) -> Mapping[str, Scalar]:
-        """Column -> what the model says about a picture; empty where it does not answer, which is counted."""
+    def look_at(self, payload: bytes | Path, crops: Sequence[Crop] = ()) -> list[dict[str, Scalar]]:
+        """Column -> value, for a picture or each of its crops; empty where there is no answer, which is counted."""
+        return self._ask(lambda process: process.look_at(payload, crops), 1)
+
+    def look_at_rows(self, rows: Sequence[tuple[float | None, ...]]) -> list[dict[str, Scalar]]:
+        """Column -> value, for each row; empty where there is no answer, which is counted."""
+        return self._ask(lambda process: process.look_at_rows(rows), len(rows))
+
+    def _ask(self, question: Callable[[ModelProcess], list[dict[str, Any]]], samples: int) -> list[dict[str, Scalar]]:
         process = self._process
         if process is None:
-            self.count("skipped")
-            return {}
+            self.count("skipped", samples)
+            return []
         try:
-            label, score = process.predict(payload)
+            answers = question(process)
         except UnreadablePictureError as error:
             self._unreadable(process, str(error))
         except (ModelBusyError, ModelStoppedError):
-            self.count("skipped")
+            self.count("skipped", samples)
         except ModelDiedError as error:
-            self._failed(process, str(error), died=True)
+            self._failed(process, str(error), samples, died=True)
         except (ModelError, OSError) as error:
-            self._failed(process, str(error), died=False)
+            self._failed(process, str(error), samples, died=False)
         else:
             with self._lock:
-                self.counts["inferences"] += 1
+                self.counts["inferences"] += samples
                 self._failures = 0
-                self._answers += 1
-            spec = process.spec
-            return dict(zip(self._columns, (spec.name, spec.version, label, score), strict=True))
-        return {}
+                self._answers += samples
+            about: dict[str, Scalar] = {
+                self.column("model_name"): process.spec.name,
+                self.column("model_version"): process.spec.version,
+            }
+            return [about | {self.column(name): value for name, value in answer.items()} for answer in answers]
+        return []
 
     def _unreadable(self, process: ModelProcess, reason: str) -> None:
         log.debug("picture_unreadable_for_model", reason=reason)
@@ -135,9 +160,9 @@ class RunningModel:
         if process.pid is None:
             self._report_problem(process, ModelProblem(reason, died=True, failures=0, is_of_the_model=False))
 
-    def _failed(self, process: ModelProcess, reason: str, *, died: bool) -> None:
+    def _failed(self, process: ModelProcess, reason: str, samples: int, *, died: bool) -> None:
         with self._lock:
-            self.counts["failures"] += 1
+            self.counts["failures"] += samples
             self.counts["deaths"] += died
             self._failures += 1
             failures = self._failures
@@ -153,6 +178,12 @@ class RunningModel:
             if problem.died:
                 self._process = None
         self._on_problem.set()
+
+    def refuse_use(self, reason: str) -> None:
+        """The model cannot be asked in the way it is configured to: counted as a failure, and told as one."""
+        process = self._process
+        if process is not None:
+            self._failed(process, reason, 1, died=False)
 
     def count(self, outcome: str, times: int = 1) -> None:
         """Count pictures by what became of them."""

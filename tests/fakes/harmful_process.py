@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from edge_agent.models.config import LoadOptions, PictureRequest, Request
-from edge_agent.models.inference import open_classifier
+from edge_agent.models.inference import open_model
 
 _MIB = 1024 * 1024
 _LEAKED: list[bytearray] = []
@@ -15,7 +15,7 @@ _BAD_VERSION = 2
 
 
 def _with(harm: Callable[[], None], options: bytes, note: Callable[[bytes], None]) -> Callable[[bytes], bytes]:
-    handle = open_classifier(options, note)
+    handle = open_model(options, note)
     is_bad = msgspec.msgpack.decode(options, type=LoadOptions).spec.version == _BAD_VERSION
 
     def harmful(body: bytes) -> bytes:

@@ -25,7 +25,8 @@ from tests.edge_agent.capture.test_capture_pump import FRAMES, Scripted, capture
 class Models:
     """Answers each picture with its length, once it may."""
 
-    rows_at_once = 1
+    def rows_at_once(self, batch: SampleBatch) -> int:
+        return 1
 
     def __init__(self) -> None:
         self.may_answer = threading.Event()
