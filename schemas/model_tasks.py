@@ -125,3 +125,6 @@ _BY_TASK: Mapping[type[ModelTask], tuple[str, ...]] = {
 def prediction_columns(task: ModelTask) -> tuple[str, ...]:
     """The columns that a model's predictions fill, its name and version included."""
     return (*MODEL_COLUMNS, *_BY_TASK[type(task)])
+
+
+PREDICTION_COLUMNS = tuple(dict.fromkeys(name for names in (MODEL_COLUMNS, *_BY_TASK.values()) for name in names))

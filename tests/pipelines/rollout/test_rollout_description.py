@@ -1,4 +1,4 @@
-"""What a model is comes from its file: Ultralytics' notes, MLflow's signature, operator sets; what no device could load is refused."""
+"""A description comes from the file: Ultralytics' notes, MLflow's signature. What no device could load is refused."""
 
 import json
 from pathlib import Path
@@ -148,7 +148,7 @@ def test_weights_in_other_files_and_foreign_operators_are_refused(tmp_path: Path
 def test_a_face_detector_is_no_classifier_and_says_how_to_publish_it(tmp_path: Path, shared_data: Path) -> None:
     path = str(shared_data / "models/version-RFB-320.onnx")
     image = ImageInput(320, 240, scale=1 / 128, mean=(127 / 128,) * 3)
-    with pytest.raises(RefusedError, match="no classification.*--task"):
+    with pytest.raises(RefusedError, match=r"no classification.*--task"):
         prepare_model(path, ModelAbout(task=Classify()), lambda _image, _shape: image, **DEVICE)
     with pytest.raises(RefusedError, match="is not the layout 'yolo'"):
         prepare_model(path, ModelAbout(task=Detect("yolo")), lambda _image, _shape: image, **DEVICE)
