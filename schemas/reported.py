@@ -54,12 +54,15 @@ class ModelFigures(msgspec.Struct, frozen=True):
         max_ms: it may take so long for one sample.
         counts: samples by what became of them since the agent started (`inferences`, `failures`, `skipped`, ...), and `deaths`
             of the process.
+        delay_p95_ms: of the last answers to programs on the device, the time since capture beyond the model's own that 95 % stay
+            below; 0 where there are none.
     """
 
     memory_limit_mib: int
     peak_mib: int
     max_ms: int
     counts: dict[str, int] = {}
+    delay_p95_ms: float = 0.0
 
 
 class ModelReport(msgspec.Struct, frozen=True):

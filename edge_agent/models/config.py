@@ -6,6 +6,7 @@ from typing import Literal
 import msgspec
 
 from edge_agent.errors import ConfigError
+from edge_agent.models.local_consumers import ConsumerConfig
 from schemas.ids import StreamName
 from schemas.model import MAX_MODEL_BYTES, MODEL_ANSWER_MS, MODEL_LOAD_S, MODEL_MEMORY_MIB, ModelSpec
 from schemas.rollout import MODEL_NAME, Desired
@@ -39,6 +40,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         prefix: begins the names of its columns, so that several models can look at one stream.
         after: the model of this device whose boxes it looks at, instead of the whole picture. Only a classifier can.
         max_crops: so many of the best boxes it looks at.
+        notify: programs on this device that get each answer at once.
     """
 
     name: str
@@ -59,6 +61,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefix: str = ""
     after: str = ""
     max_crops: int = 16
+    notify: tuple[ConsumerConfig, ...] = ()
 
     def __post_init__(self) -> None:
         if not MODEL_NAME.fullmatch(self.name):

@@ -5,17 +5,22 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import msgspec
+from msgspec.structs import replace
+
 from catchment.runtime.clock import Clock
 from catchment.runtime.worker.limits import MIB
 from edge_agent.documents.gate import AdmittedDocument, DocumentInbox
 from edge_agent.errors import ConfigError
 from edge_agent.models.config import ModelConfig
-from edge_agent.models.prediction_queue import PredictionQueue
+from edge_agent.models.local_consumers import LocalAnswer, LocalConsumers
+from edge_agent.models.prediction_queue import AskedSamples, PredictionQueue
 from edge_agent.models.stream_models import ModelOfStream, ModelsOfStream, in_order
 from edge_agent.models.updater import ModelUpdater
 from edge_agent.uplink.downlink import ModelRequest
 from schemas.contract import Contract
 from schemas.envelope import Properties
+from schemas.model_tasks import PREDICTION_COLUMNS
 from schemas.reported import ModelReport
 from schemas.rollout import DesiredModels
 
@@ -88,6 +93,7 @@ class DeviceModels:
         send_request: publishes a request to the model server.
         clock: time.
         orders: admits signed desired states; None: unsigned ones are followed.
+        piece_timeout_s: how long one piece of a download may be under way.
 
     Attributes:
         updaters: model -> what keeps it up to date.
@@ -103,15 +109,19 @@ class DeviceModels:
         send_request: Callable[[ModelRequest], None],
         clock: Clock,
         orders: DocumentInbox[DesiredModels] | None = None,
+        piece_timeout_s: float = 5.0,
     ) -> None:
         check_models(configs)
         self._configs = {config.name: config for config in configs}
         shared = None if orders is None else SharedOrders(orders)
         self.updaters = {
-            config.name: ModelUpdater(config, state_dir, send_request, clock, orders=None if shared is None else shared.view())
+            config.name: ModelUpdater(
+                config, state_dir, send_request, clock, piece_timeout_s, None if shared is None else shared.view()
+            )
             for config in configs
         }
         self._queues: dict[str, PredictionQueue] = {}
+        self._consumers = {config.name: LocalConsumers(config.notify) for config in configs if config.notify}
 
     def predictor(self, contract: Contract) -> PredictionQueue | None:
         """The queue before the models of a contract's stream; None where no model looks at it."""
@@ -129,8 +139,22 @@ class DeviceModels:
                 max_waiting=min(config.max_waiting for config in configs),
                 max_held_bytes=min(config.max_held_mib for config in configs) * MIB,
                 waits=any(config.when_busy == "wait" for config in configs),
+                on_answers=partial(self._notify, stream, [config for config in configs if config.notify]),
             )
         return self._queues[stream]
+
+    def _notify(self, stream: str, configs: Sequence[ModelConfig], asked: AskedSamples) -> None:
+        """Give the answers to this device's own programs."""
+        for config in configs:
+            names = {self.updaters[config.name].running.column(name): name for name in PREDICTION_COLUMNS}
+            for row, answer in zip(asked.rows, asked.answers, strict=True):
+                columns = {names[name]: value for name, value in answer.items() if name in names}
+                version = columns.pop("model_version", None)
+                columns.pop("model_name", None)
+                if isinstance(version, int):
+                    time_us = asked.batch.event_time_us[row]
+                    told = LocalAnswer(stream, time_us, config.name, version, columns, asked.age_s * 1_000)
+                    self._consumers[config.name].send(told, asked.models_s * 1_000)
 
     def on_desired(self, body: bytes) -> None:
         """Take in a desired state from the core."""
@@ -149,11 +173,21 @@ class DeviceModels:
 
     def report(self) -> tuple[ModelReport, ...]:
         """Report the models that run on this device."""
-        return tuple(line for updater in self.updaters.values() for line in updater.report())
+        return tuple(self._with_consumers(line) for updater in self.updaters.values() for line in updater.report())
+
+    def _with_consumers(self, line: ModelReport) -> ModelReport:
+        consumers = self._consumers.get(line.name)
+        if consumers is None or isinstance(line.figures, msgspec.UnsetType):
+            return line
+        counts, delay_ms = line.figures.counts | consumers.counts, round(consumers.delay_p95_ms(), 2)
+        return replace(line, figures=replace(line.figures, counts=counts, delay_p95_ms=delay_ms))
 
     def counts(self) -> Mapping[str, Mapping[str, int]]:
         """Model -> samples by what became of them."""
-        return {name: dict(updater.counts) for name, updater in self.updaters.items()}
+        return {
+            name: updater.counts | (self._consumers[name].counts if name in self._consumers else {})
+            for name, updater in self.updaters.items()
+        }
 
     def close(self) -> None:
         """End what is under way, and the models' processes."""
@@ -161,6 +195,8 @@ class DeviceModels:
             waiting.close()
         for updater in self.updaters.values():
             updater.close()
+        for consumers in self._consumers.values():
+            consumers.close()
 
 
 def check_models(configs: Sequence[ModelConfig]) -> None:

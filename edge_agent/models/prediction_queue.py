@@ -6,7 +6,9 @@ did not wait any longer.
 
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from edge_agent.sources.api import SampleBatch, Scalar
@@ -38,11 +40,31 @@ class StreamModels(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class AskedSamples:
+    """Samples that the models were just asked about.
+
+    Attributes:
+        batch: of the samples.
+        rows: their places in it.
+        answers: columns and values for each.
+        age_s: since the batch came to the queue.
+        models_s: what of it the models took.
+    """
+
+    batch: SampleBatch
+    rows: Sequence[int]
+    answers: Sequence[Mapping[str, Scalar]]
+    age_s: float
+    models_s: float
+
+
 class QueuedBatch:
     """A batch on its way through the models. Made by the queue; any thread may call."""
 
     def __init__(self, batch: SampleBatch, columns: tuple[str, ...], rows: Sequence[int], models: StreamModels) -> None:
         self.batch = batch
+        self.came_s = time.monotonic()
         self._models = models
         self._open = set(rows)
         self._values: dict[str, list[Scalar]] = {name: [None] * len(batch) for name in columns}
@@ -95,9 +117,20 @@ class PredictionQueue:
         max_waiting: questions that may wait, those under way included: one for each picture, or for so many rows at once.
         max_held_bytes: payloads that may wait behind the oldest batch.
         waits: whether capture waits instead of going on without a prediction; then there is always room.
+        on_answers: called on the queue's thread right after the models have answered, before anything is stored.
     """
 
-    def __init__(self, name: str, models: StreamModels, *, max_waiting: int, max_held_bytes: int, waits: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        models: StreamModels,
+        *,
+        max_waiting: int,
+        max_held_bytes: int,
+        waits: bool = False,
+        on_answers: Callable[[AskedSamples], None] | None = None,
+    ) -> None:
+        self._on_answers = on_answers
         self.max_held_bytes = max_held_bytes
         self.waits = waits
         self._name = name
@@ -143,7 +176,15 @@ class PredictionQueue:
             for start in range(0, len(rows), at_once):
                 some = rows[start : start + at_once]
                 if not job.is_taken and not self._is_closed:
-                    job.put(some, self._models.predict(job.batch, some))
+                    self._ask(job, some)
                 with self._lock:
                     self._waiting -= 1
             del found, job, rows  # the payloads, while nothing comes
+
+    def _ask(self, job: QueuedBatch, rows: Sequence[int]) -> None:
+        began_s = time.monotonic()
+        answers = self._models.predict(job.batch, rows)
+        if self._on_answers is not None:
+            now_s = time.monotonic()
+            self._on_answers(AskedSamples(job.batch, rows, answers, now_s - job.came_s, now_s - began_s))
+        job.put(rows, answers)
