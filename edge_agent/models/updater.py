@@ -19,6 +19,7 @@ from edge_agent.errors import (
     UntrustedModelError,
 )
 from edge_agent.models.config import ModelConfig, TrustOptions
+from edge_agent.models.device_class import Preflight
 from edge_agent.models.fetcher import ModelFetcher, PieceFetcher
 from edge_agent.models.loader import ModelLoader
 from edge_agent.models.model_process import check_extra
@@ -78,7 +79,8 @@ class ModelUpdater:
         self.store = ModelStore(folder)
         self._pieces = PieceFetcher(send_request, timeout_s=piece_timeout_s)
         metadata, fetched = (str((folder / name).absolute()) for name in ("metadata", "fetched"))
-        self._fetcher = ModelFetcher(self._pieces, TrustOptions(_root(config), metadata, fetched, config.max_bytes))
+        options = TrustOptions(_root(config), metadata, fetched, config.max_bytes)
+        self._fetcher = ModelFetcher(self._pieces, options, preflight=Preflight(config).check)
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._wanted = WantedModel(config.name, orders, clock, self._on_change)
