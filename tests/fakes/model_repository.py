@@ -130,7 +130,7 @@ class Device:
         self.updater.run_once(wait_s=0.0)
         worker = self.updater.worker
         if worker is not None:
-            worker.join(30)
+            worker.join(120)
 
     @property
     def version(self) -> int:
