@@ -21,6 +21,7 @@ from pipelines.config import load_core_config
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.lake.lake import Lake, lake_at, lake_of
 from pipelines.lake.layout import STREAMS, stream_table
+from pipelines.lake.slide_rows import KEY
 from pipelines.lake.table import dataset_of
 from schemas.errors import SchemaError
 from schemas.ids import StreamName
@@ -72,7 +73,7 @@ class LakeView:
 
         Args:
             stream: its name.
-            columns: which ones; None: all.
+            columns: which ones; None: all. Chips also have those of their slides, as `slide_<column>`, where they are named.
             where: an expression of the policies' language; "" for all rows.
             version: of the table; None: the newest.
 
@@ -81,15 +82,19 @@ class LakeView:
             RefusedError: the expression or a column is not right; the message says where.
         """
         # The language's parser is loaded only where a condition is given, and the sets' reader only here.
-        from pipelines.training.select import expression_columns, policy_compiler  # noqa: PLC0415
+        from pipelines.training.select import expression_columns, policy_compiler, slides_named  # noqa: PLC0415
 
         dataset = dataset_of(self.table(stream, version))
-        unknown = sorted({*(columns or ())} - {*dataset.schema.names})
+        slides = slides_named(self._lake, stream, dataset.schema, (where, *(columns or ())))
+        schema = slides.widened(dataset.schema) if slides is not None else dataset.schema
+        unknown = sorted({*(columns or ())} - {*schema.names})
         if unknown:
-            raise RefusedError(f"stream {stream} has no column {unknown[0][:80]!r}; there are {', '.join(dataset.schema.names)}")
+            raise RefusedError(f"stream {stream} has no column {unknown[0][:80]!r}; there are {', '.join(schema.names)}")
         frame = pl.scan_pyarrow_dataset(dataset)
+        if slides is not None:
+            frame = frame.join(slides.scan(), on=list(KEY), how="left", maintain_order="left")
         if where.strip():
-            frame = frame.filter(policy_compiler(where, expression_columns(dataset.schema)).to_polars())
+            frame = frame.filter(policy_compiler(where, expression_columns(schema)).to_polars())
         return frame.select(list(columns) if columns is not None else dataset.schema.names).collect().to_arrow()
 
     def open_set(self, reference: str, split: str = "train") -> "TrainingSet":

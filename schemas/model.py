@@ -10,6 +10,7 @@ import msgspec
 
 from schemas.errors import SchemaError
 from schemas.ids import encode_json
+from schemas.model_origin import ModelOrigin
 from schemas.model_tasks import Classify, ModelTask, RowInput
 from schemas.rollout import MODEL_NAME
 
@@ -98,6 +99,7 @@ class ModelSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         golden: the answers to the golden input (`golden_input`), as the publisher's machine gave them, of a large output every
             n-th (`golden_step`); empty: only checked to be finite.
         tolerance: how far an answer may be off, absolutely, on another machine.
+        origin: where it comes from; None: nobody said.
         task: what the model is for.
         picture: the input of every other model that looks at pictures.
         rows: the input of a model that looks at columns.
@@ -112,6 +114,7 @@ class ModelSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     softmax: bool = False
     golden: tuple[float, ...] = ()
     tolerance: float = 0.01
+    origin: ModelOrigin | None = None
     task: ModelTask = _CLASSIFY
     picture: ImageInput | None = None
     rows: RowInput | None = None

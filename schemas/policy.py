@@ -122,9 +122,9 @@ class InspectStep(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Example(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A test in the policy itself: a row with these column values must get exactly these tags."""
+    """A test in the policy itself: a row with these column values, lists among them, must get exactly these tags."""
 
-    row: dict[str, str | int | float | bool | None]
+    row: dict[str, str | int | float | bool | list[str | int | float | bool | None] | None]
     tags: tuple[str, ...] = ()
 
 

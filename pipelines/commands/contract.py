@@ -187,8 +187,9 @@ def check(files: Annotated[list[Path], typer.Argument(help="ODCS documents (YAML
 
 @contract_app.command("ls")
 def list_contracts(contracts: Contracts = "", config: Config = None, as_json: AsJson = False) -> None:
-    """List every contract."""
-    known = _load(contracts, config).all()
+    """List every contract, those of chips too, which are derived."""
+    found = _load(contracts, config)
+    known = (*found.all(), *found.derived())
     if as_json:
         say_json(json.dumps([_summary(each) for each in known]))
         return

@@ -20,7 +20,7 @@ from pipelines.inspect.code import store_code
 from pipelines.inspect.columns import steps_of
 from pipelines.inspect.run import check_step
 from pipelines.inspect.stored import StoredInspector
-from pipelines.labels.rule_columns import LabelColumns, pin_labels
+from pipelines.labels.rule_columns import pin_labels, row_filler
 from pipelines.policy.contact_sheet import Sheet
 from pipelines.policy.documents import load_policy, schema_text, to_yaml
 from pipelines.policy.edge import edge_rules
@@ -28,7 +28,7 @@ from pipelines.policy.engine import RuleError, Tagger
 from pipelines.policy.explain import Explained, RuleResult, explain
 from pipelines.policy.guard import SandboxedTagger
 from pipelines.policy.pol_filter import import_policies
-from pipelines.policy.preview import REFERENCES, Preview, blocks, row_count, sample_row
+from pipelines.policy.preview import CHIP, REFERENCES, Preview, blocks, row_count, sample_row
 from pipelines.policy.trial import PolicyTrial, compile_policy, try_policy
 from schemas.policy import Policy
 
@@ -92,7 +92,7 @@ def made_preview(site: LakeSite, policy: Policy, stream: str, limit: int | None)
             closing.callback(old.close)
         found = Preview(policy, new, old)
         stored = StoredInspector(site.lake, site.contract(stream, ()), steps_of((*others, policy), stream))
-        fill = LabelColumns(site.lake, stream, found.columns, pin_labels(site.lake, found.columns), stored)
+        fill = row_filler(site.lake, contract, found.columns, pin_labels(site.lake, found.columns), stored)
         for block in blocks(site.lake, stream, found.columns | fill.columns, limit):
             found.take(fill.fill(block))
     return found
@@ -100,7 +100,7 @@ def made_preview(site: LakeSite, policy: Policy, stream: str, limit: int | None)
 
 @policy_app.command("explain")
 def explain_sample(
-    sample: Annotated[str, typer.Argument(help="device/epoch/seq, such as car-1/7/42.")],
+    sample: Annotated[str, typer.Argument(help="device/epoch/seq, such as car-1/7/42; of a chip its spec and number besides.")],
     stream: Annotated[str, typer.Option("--stream", "-s", help="Its stream.")],
     config: Config = None,
     lake: Lake = None,
@@ -114,7 +114,7 @@ def explain_sample(
         store_code(site.lake, policies, file.parent)
     inspector = StoredInspector(site.lake, site.contract(stream, ()), steps_of(policies, stream))
     tagger = Tagger.compile(policies, site.contract(stream, policies))
-    fill = LabelColumns(site.lake, stream, tagger.columns, pin_labels(site.lake, tagger.columns), inspector)
+    fill = row_filler(site.lake, tagger.contract, tagger.columns, pin_labels(site.lake, tagger.columns), inspector)
     row = fill.fill(sample_row(site.lake, stream, sample))
     found = explain(tagger, row)
     stored = [f"{tag} of {rule}" for tag, rule in zip(row["tags"][0].as_py(), row["tag_rules"][0].as_py(), strict=True)]
@@ -199,8 +199,9 @@ def _rule_json(each: Explained) -> dict[str, Any]:
 
 
 def _shown(row: dict[str, Any]) -> str:
-    key = f"{row.get('device')}/{row.get('epoch')}/{row.get('seq')}"
-    hidden = ("device", "epoch", "seq", *REFERENCES)
+    names = ("device", "epoch", "seq", *(name for name in CHIP if name in row))
+    key = "/".join(str(row.get(name)) for name in names)
+    hidden = (*names, *REFERENCES)
     rest = (f"{name}={_short(value)}" for name, value in row.items() if value is not None and name not in hidden)
     return f"{key} {' '.join(rest)}"
 

@@ -28,7 +28,7 @@ from pipelines.inspect.code import store_code
 from pipelines.inspect.columns import inspected, steps_of
 from pipelines.inspect.stored import StoredInspector
 from pipelines.inspect.suspended import HINT, SuspensionBook
-from pipelines.labels.rule_columns import LabelColumns, pin_labels
+from pipelines.labels.rule_columns import pin_labels, row_filler
 from pipelines.lake.lake import Lake, lake_at, lake_of
 from pipelines.policy.documents import (
     active_policies,
@@ -90,7 +90,7 @@ class LakeSite:
         """
         contract = self.contracts.get(stream, None)
         if contract is None:
-            names = ", ".join(sorted({each.name for each in self.contracts.all()}))
+            names = ", ".join(sorted({each.name for each in (*self.contracts.all(), *self.contracts.derived())}))
             raise NotFoundError(f"there is no contract for stream {stream!r}; there are {names}")
         return inspected(contract, policies)
 
@@ -289,7 +289,7 @@ def retag(
         try:
             with _Bar(stream) as bar:
                 pins = pin_labels(site.lake, rules.columns)
-                tagger = RuleTagger(rules, LabelColumns(site.lake, stream, rules.columns, pins, fill))
+                tagger = RuleTagger(rules, row_filler(site.lake, rules.contract, rules.columns, pins, fill))
                 done = retag_stream(site.lake, stream, policies, tagger, bar, workers, [pin.words for pin in pins])
         finally:
             rules.close()

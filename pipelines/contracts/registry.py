@@ -12,6 +12,7 @@ import structlog
 from pipelines.contracts.odcs import load_odcs
 from pipelines.contracts.yaml_source import yaml_files
 from pipelines.errors import ConfigError
+from schemas.chip_contract import chip_contract, slide_stream
 from schemas.contract import NAMES, Contract, builtin_contract, past_contracts
 
 ODCS_SUFFIX = ".odcs.yaml"
@@ -46,16 +47,40 @@ class ContractSet:
                 )
             own[key] = str(path)
             found[key] = contract
+        _refuse_chips(found, own)
         return cls(tuple(sorted(found.values(), key=lambda contract: (contract.name, _ordered(contract.version)))))
 
     def get(self, name: str, version: str | None) -> Contract | None:
         """The contract of that name and version; the newest version for None. None if there is no such contract."""
         fitting = [contract for contract in self.contracts if contract.name == name and version in (None, contract.version)]
-        return fitting[-1] if fitting else None
+        return fitting[-1] if fitting else self._of_chips(name, version)
 
     def all(self) -> tuple[Contract, ...]:
-        """Every contract, by name and version."""
+        """Every contract that somebody wrote, by name and version: those that a run pins, and devices may send by."""
         return self.contracts
+
+    def derived(self) -> tuple[Contract, ...]:
+        """The contracts of chips, each of the newest version of its slides' contract."""
+        slides = sorted({contract.name for contract in self.contracts if contract.chips})
+        return tuple(chip_contract(newest) for name in slides if (newest := self.get(name, None)) is not None)
+
+    def _of_chips(self, name: str, version: str | None) -> Contract | None:
+        slides = slide_stream(name)
+        if not any(contract.name == slides and contract.chips for contract in self.contracts):
+            return None  # a stream whose newest version is no longer cut still has the chips of before
+        slide = self.get(slides, version)
+        return None if slide is None else chip_contract(slide)
+
+
+def _refuse_chips(found: dict[tuple[str, str], Contract], own: dict[tuple[str, str], str]) -> None:
+    """Refuse a written contract with the name of a stream of chips: both would fill one table."""
+    cut = {contract.name for contract in found.values() if contract.chips}
+    for name, version in found:
+        if slide_stream(name) in cut:
+            raise ConfigError(
+                f"{own.get((name, version), name)}: the name {name} is that of the chips of stream {slide_stream(name)}, whose "
+                "contract is derived; give this stream another name"
+            )
 
 
 def _ordered(version: str) -> tuple[int, ...]:

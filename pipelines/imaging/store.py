@@ -3,21 +3,27 @@
 What goes into chip cutting and what comes out of it.
 """
 
+import base64
 import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from catchment.runtime.atomic_files import sync_file, sync_folder
+from pipelines.contracts.arrow import arrow_type
 from pipelines.errors import CorruptLakeError
 from pipelines.imaging.cutting import Chips
+from pipelines.imaging.facts import ImageFacts
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import CHIPS, cut_folder, cut_prefix
 from pipelines.lake.payload import PayloadShard, write_payload_shard
+from schemas.chip_contract import CHIP_COLUMNS, chip_stream
 from schemas.contract import ChipSpec
 from schemas.ids import Digest, SampleKey
 
@@ -29,7 +35,7 @@ class SlideRef:
     """An image in the lake that shall be cut by `spec`.
 
     `shard`, `offset`, `length` tell where its bytes lie, as in the stream's row: a file under `objects/` (offset 0) or a value
-    inside a payload shard. `run` committed the image; `tags` and `tag_rules` are handed on to every chip.
+    inside a payload shard. `run` committed the image.
     """
 
     key: SampleKey
@@ -39,8 +45,6 @@ class SlideRef:
     length: int
     spec: ChipSpec
     event_time_us: int | None = None
-    tags: tuple[str, ...] = ()
-    tag_rules: tuple[str, ...] = ()
     run: int = 0
 
 
@@ -69,14 +73,13 @@ class ChipFile:
 
 def chip_table(stream: str) -> str:
     """The name of the table that a stream's chip rows go to."""
-    return f"{stream}_chips"
+    return chip_stream(stream)
 
 
 def chip_schema() -> pa.Schema:
     """Columns of a chip row; its key is (device, epoch, seq, spec, chip_index).
 
-    `width` and `height` are the part inside the image; `background` is the share of it that is near white or near black;
-    `left_out` names the other images of the file, which are not cut.
+    Between the key and the tags stand the columns of the contract of chips. Tags are those of the chip; the slide's are joined.
     """
     return pa.schema([
         pa.field("device", pa.string()),
@@ -84,18 +87,7 @@ def chip_schema() -> pa.Schema:
         pa.field("seq", pa.int64()),
         pa.field("event_time", pa.timestamp("us", "UTC")),
         pa.field("run", pa.int64()),
-        pa.field("source_sha256", pa.string()),
-        pa.field("spec", pa.string()),
-        pa.field("level", pa.int32()),
-        pa.field("chip_index", pa.int64()),
-        pa.field("x", pa.int64()),
-        pa.field("y", pa.int64()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("background", pa.float32()),
-        pa.field("media_type", pa.string()),
-        pa.field("zarr_path", pa.string()),
-        pa.field("left_out", pa.string()),
+        *(pa.field(column.name, arrow_type(column)) for column in CHIP_COLUMNS),
         pa.field("tags", pa.list_(pa.string())),
         pa.field("tag_rules", pa.list_(pa.string())),
         pa.field("payload_shard", pa.string()),
@@ -142,25 +134,26 @@ class ChipPlace:
         return f"streams/{self.stream}_chips/{cut_prefix(self.cut)}-{self.number}.parquet"
 
 
-def create_array(lake: Lake, place: ChipPlace, shape: tuple[int, int, int, int], shard_chips: int) -> None:
+def create_array(lake: Lake, place: ChipPlace, shape: tuple[int, int, int, int], shard_chips: int, facts: ImageFacts) -> None:
     """Create the array (chips, height, width, channels): one chip an inner chunk, one band a shard.
 
     An equal one stays, with the bands that an earlier try has finished; of another one nothing is kept.
     """
     path = lake.root / place.zarr
-    if path.exists() and _fits(path, shape, shard_chips):
+    if path.exists() and _fits(path, shape, shard_chips, facts):
         return
     discard(lake, place)
     path.parent.mkdir(parents=True, exist_ok=True)
     zarr.create_array(
         store=str(path),
         shape=shape,
-        dtype="uint8",
+        dtype=facts.dtype,
         chunks=(1, *shape[1:]),
         shards=(shard_chips, *shape[1:]),
         compressors=[ZstdCodec(level=1), Crc32cCodec()],
         fill_value=0,
         dimension_names=["chip", "y", "x", "channel"],
+        attributes=_attributes(facts),
         zarr_format=3,
     )
     _sync_file(path / "zarr.json")
@@ -207,12 +200,27 @@ def discard(lake: Lake, place: ChipPlace) -> None:
     shutil.rmtree(lake.root / place.zarr, ignore_errors=True)
 
 
-def _fits(path: Path, shape: tuple[int, int, int, int], shard_chips: int) -> bool:
+def _attributes(facts: ImageFacts) -> dict[str, Any]:
+    """What rows do not hold: names of channels, the colour table and the colour profile."""
+    attributes: dict[str, Any] = {"colours": str(facts.colours)}
+    if facts.channel_names:
+        attributes["channel_names"] = list(facts.channel_names)
+    if facts.nodata is not None and np.isfinite(facts.nodata):
+        attributes["nodata"] = facts.nodata
+    if facts.palette:
+        attributes["palette_rgb"] = list(facts.palette)
+    if facts.icc:
+        attributes["icc_profile_base64"] = base64.b64encode(facts.icc).decode()
+    return attributes
+
+
+def _fits(path: Path, shape: tuple[int, int, int, int], shard_chips: int, facts: ImageFacts) -> bool:
     try:
         array = zarr.open_array(str(path), mode="r")
     except (OSError, ValueError, KeyError):  # an earlier attempt died while it created the array
         return False
-    return array.shape == shape and array.shards is not None and array.shards[0] == shard_chips
+    has_shards = array.shards is not None and array.shards[0] == shard_chips
+    return has_shards and array.shape == shape and str(array.dtype) == facts.dtype
 
 
 def _sync_file(path: Path) -> None:

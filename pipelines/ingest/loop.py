@@ -112,9 +112,13 @@ class RuleBook:
     def _load(self) -> str:
         policies = policies_in_force(self._lake, self._policies)
         store_code(self._lake, policies, Path(self._policies))
-        contracts = tuple(inspected(contract, policies) for contract in ContractSet.load(self._contracts).all())
-        # A rule that does not compile must stop here, not the first run.
+        known = ContractSet.load(self._contracts)
+        contracts = tuple(inspected(contract, policies) for contract in known.all())
+        # A rule that does not compile must stop here, not the first run. Contracts of chips are in no pins: no device may send by
+        # them, and a cut takes the rules as they are when it is committed.
         read = frozenset(name for contract in contracts for name in Tagger.compile(policies, contract).columns)
+        for contract in known.derived():
+            Tagger.compile(policies, inspected(contract, policies))
         labels = pin_labels(self._lake, read)
         pins = Pins(contracts, policies, labels)
         _check_all_fit(self._lake, sorted({contract.name for contract in contracts}), pins)
@@ -321,20 +325,20 @@ class RunLoop:
     def _run(self, plan: Plan) -> None:
         started = self._clock.monotonic_s()
         try:
-            after, devices = execute(self._lake, plan, self._state.ledger, self._context, self._heads)
+            outcome = execute(self._lake, plan, self._state.ledger, self._context, self._heads)
         except CorruptLakeError as error:
             if not self._is_stale(plan):
                 raise
             # A segment rotted after it was planned. Nothing of this run is prepared, let alone committed: plan it anew.
             self._lake.delete(plan_path(self._lake.root, plan.run))
             raise RetryLaterError(f"run {plan.run} is planned again: {error}") from error
-        before, self._state = self._state.ledger, LoopState(after, dict(plan.next_numbers))
-        prune_ledgers(self._lake, before, after)
-        self._receipts.mark_pending(after, devices)
+        before, self._state = self._state.ledger, LoopState(outcome.ledger, dict(plan.next_numbers))
+        prune_ledgers(self._lake, before, outcome.ledger)
+        self._receipts.mark_pending(outcome.ledger, outcome.devices, outcome.beyond)
         self.runs += 1
         self.segments_skipped += sum(bool(segment.skip_reason) for segment in plan.segments)
         took_ms = round((self._clock.monotonic_s() - started) * 1_000)
-        log.info("run_committed", run=plan.run, segments=len(plan.segments), devices=len(devices), took_ms=took_ms)
+        log.info("run_committed", run=plan.run, segments=len(plan.segments), devices=len(outcome.devices), took_ms=took_ms)
 
     def _is_stale(self, plan: Plan) -> bool:
         """Whether nothing of the plan is prepared and a segment of it is no longer what it was."""

@@ -16,7 +16,9 @@ from pipelines.expressions.ir import LABEL
 from pipelines.labels.resolve import ResolveRule, resolved_classes
 from pipelines.labels.table import KEY, read_labels, task_table
 from pipelines.lake.lake import Lake
-from pipelines.policy.retag import Filler
+from pipelines.lake.slide_rows import RowFiller, SlideFiller
+from schemas.chip_contract import is_chip_contract, slide_stream
+from schemas.contract import Contract
 
 
 class LabelPin(msgspec.Struct, frozen=True):
@@ -56,7 +58,7 @@ class LabelColumns:
     stream: str
     read: frozenset[str]
     pins: Sequence[LabelPin]
-    before: Filler | None = None
+    before: RowFiller | None = None
 
     @property
     def columns(self) -> frozenset[str]:
@@ -79,6 +81,27 @@ class LabelColumns:
                 column = _joined(filled, _classes(self.lake, task, version, rule), self.stream)
             filled = filled.append_column(f"{LABEL}{task}:{rule}", column)
         return filled
+
+
+def row_filler(
+    lake: Lake, contract: Contract, read: frozenset[str], pins: Sequence[LabelPin], before: RowFiller | None = None
+) -> RowFiller:
+    """What adds to the committed rows of a stream all that rules read and its table lacks: labels, and columns of slides.
+
+    Chips have the labels of their slides.
+
+    Args:
+        lake: the lake.
+        contract: of the stream.
+        read: the columns that the rules read.
+        pins: the versions of the labels.
+        before: what fills in other columns first.
+    """
+    is_chips = is_chip_contract(contract)
+    labelled = LabelColumns(lake, slide_stream(contract.name) if is_chips else contract.name, read, pins, before)
+    if not is_chips:
+        return labelled
+    return SlideFiller.reading(lake, contract.name, [column.name for column in contract.columns], read, labelled)
 
 
 def _wanted(columns: Iterable[str]) -> list[tuple[str, ResolveRule]]:

@@ -17,6 +17,7 @@ from pipelines.expressions.expression import compile_expression, rule_columns
 from pipelines.inspect.columns import steps_of
 from pipelines.lake.lake import Lake
 from pipelines.policy.documents import FOLDER
+from schemas.chip_contract import is_chip_contract, slide_stream
 from schemas.contract import Column, ColumnType
 from schemas.edge_policy import (
     EdgeAction,
@@ -50,6 +51,7 @@ def edge_rules(policies: Sequence[Policy], contracts: ContractSet) -> dict[str, 
     Raises:
         ExpressionError: a rule does not compile, or uses what a device does not have; the message names policy and rule.
         NotFoundError: there is no contract for one of the streams.
+        RefusedError: one of the streams is of chips, which no device has.
     """
     found: dict[str, list[EdgeRule]] = {}
     for kind in (KeepRule, SampleRule, PriorityRule):
@@ -135,6 +137,11 @@ def _columns(policy: Policy, stream: str, contracts: ContractSet) -> dict[str, C
     contract = contracts.get(stream, None)
     if contract is None:
         raise NotFoundError(f"policy {policy.id}: there is no contract for stream {stream!r}")
+    if is_chip_contract(contract):
+        raise RefusedError(
+            f"policy {policy.id}: {stream} is made in the core, so no device can keep, sample or rank it; "
+            f"write these rules for {slide_stream(stream)}"
+        )
     given = [column for step in steps_of([policy], stream) for column in _on_device(step)]
     return {**{column.name: column.type for column in given}, **rule_columns(contract)}
 

@@ -29,6 +29,7 @@ from pipelines.policy.retag import completed
 from schemas.policy import Policy
 
 KEY = ("device", "epoch", "seq")
+CHIP = ("spec", "chip_index")
 REFERENCES = ("payload_shard", "payload_row", "payload_offset", "payload_length", "payload_sha256")
 EXAMPLES = 20
 HIDDEN = "(private)"
@@ -76,7 +77,7 @@ def blocks(lake: Lake, stream: str, columns: Collection[str], limit: int | None,
 
 
 def sample_row(lake: Lake, stream: str, sample: str) -> pa.Table:
-    """The one row of a sample `device/epoch/seq`.
+    """The one row of a sample `device/epoch/seq`, or of a chip `device/epoch/seq/spec/number`.
 
     Raises:
         RefusedError: that is not how a sample is named.
@@ -84,9 +85,14 @@ def sample_row(lake: Lake, stream: str, sample: str) -> pa.Table:
         CorruptLakeError: a file cannot be read.
     """
     steps = sample.split("/")
-    if len(steps) != len(KEY) or not steps[1].isdecimal() or not steps[2].isdecimal():
-        raise RefusedError(f"a sample is named device/epoch/seq, such as car-1/7/42, not {sample[:80]!r}")
+    numbers = (steps[1:3], steps[4:])
+    if len(steps) not in (len(KEY), len(KEY) + len(CHIP)) or not all(each.isdecimal() for part in numbers for each in part):
+        raise RefusedError(
+            f"a sample is named device/epoch/seq, such as car-1/7/42, and a chip car-1/7/42/s256/0, not {sample[:80]!r}"
+        )
     wanted = (pc.field("device") == steps[0]) & (pc.field("epoch") == int(steps[1])) & (pc.field("seq") == int(steps[2]))
+    if len(steps) > len(KEY):
+        wanted = wanted & (pc.field("spec") == steps[3]) & (pc.field("chip_index") == int(steps[4]))
     with workplace(lake, _look()) as there:
         for file in _files(lake, stream):
             path = there.view().file(stream_table(stream), file.path)
@@ -191,7 +197,7 @@ class Preview:
     def columns(self) -> frozenset[str]:
         """The columns that the rules read, and those that name a row and its payload."""
         read = self.tagger.columns | (self.before.columns if self.before else frozenset())
-        return read | set(KEY) | set(REFERENCES)
+        return read | set(KEY) | set(CHIP) | set(REFERENCES)
 
     def take(self, block: pa.Table) -> None:
         """Judge a block of rows."""

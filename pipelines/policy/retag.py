@@ -28,6 +28,7 @@ from pipelines.lake.delta_log import commit_notes
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import retag_lock_path, stream_table
 from pipelines.lake.reference import table_path
+from pipelines.lake.slide_rows import RowFiller
 from pipelines.lake.splice import rewrite_columns, splice_columns
 from pipelines.lake.workplace import only_maintainer, workplace
 from pipelines.policy.engine import Judge, lists_of
@@ -58,25 +59,12 @@ class FileTagger(Protocol):
         ...
 
 
-class Filler(Protocol):
-    """The interface that computes columns that rows lack."""
-
-    @property
-    def columns(self) -> frozenset[str]:
-        """The columns it wants."""
-        ...
-
-    def fill(self, rows: pa.Table) -> pa.Table:
-        """The rows with what they lacked."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class RuleTagger:
     """Rules over the contract's columns; a column that a file does not have yet is null, or what `fill` finds."""
 
     tagger: Judge
-    fill: "Filler | None" = None
+    fill: RowFiller | None = None
 
     @property
     def columns(self) -> frozenset[str]:

@@ -129,7 +129,7 @@ def require_sound(policy: Policy, contracts: ContractSet, folder: Path) -> None:
 def _contract(policy: Policy, stream: str, contracts: ContractSet) -> Contract:
     contract = contracts.get(stream, None)
     if contract is None:
-        names = ", ".join(sorted({each.name for each in contracts.all()}))
+        names = ", ".join(sorted({each.name for each in (*contracts.all(), *contracts.derived())}))
         raise NotFoundError(f"policy {policy.id}: there is no contract for stream {stream!r}; there are {names}")
     return inspected(contract, [policy])
 

@@ -271,7 +271,8 @@ def draft_set(
     checked_set_name(name)
     if not streams:
         raise RefusedError("give at least one stream to build a set from")
-    selection = select_rows(lake, streams, where, options.versions, options.compiler)
+    names = (*(options.columns or ()), *options.group, *options.stratify)
+    selection = select_rows(lake, streams, where, options.versions, options.compiler, names)
     rows, left_out = usable_rows(selection.rows, is_wanted=isinstance(options.arrays, PictureRule))
     return draft_of(lake, name, Chosen(rows, selection.sources, left_out, where), seed, options)
 

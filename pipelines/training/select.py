@@ -1,6 +1,6 @@
 """Pick the rows of a training set out of stream tables pinned to one Delta version each."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from deltalake.exceptions import DeltaError
 from pipelines.errors import CorruptLakeError, NotFoundError
 from pipelines.lake.lake import Lake
 from pipelines.lake.reference import check_table_files
+from pipelines.lake.slide_rows import SlideColumns
 from pipelines.lake.table import dataset_of, files_of
 from pipelines.training.manifest import Source
 from schemas.contract import ColumnType
@@ -69,6 +70,7 @@ def select_rows(
     where: str | Mapping[str, str],
     versions: Mapping[str, int] | None = None,
     compiler: Compiler = policy_compiler,
+    names: Collection[str] = (),
 ) -> Selection:
     """Read the streams, keep the rows for which `where` is true, sort them by key.
 
@@ -78,6 +80,7 @@ def select_rows(
         where: an expression over columns and tags, for all streams or for each; empty keeps all rows.
         versions: the Delta version to read of a stream; the newest where absent.
         compiler: makes an expression of the text.
+        names: columns of slides that rows of chips are to have, besides those that `where` reads.
 
     Raises:
         NotFoundError: no such stream or version.
@@ -89,9 +92,13 @@ def select_rows(
     for stream in streams:
         table = _open_table(lake, stream, (versions or {}).get(stream))
         check_table_files(lake, f"streams/{stream}", table)
-        rows = _filtered(table, where if isinstance(where, str) else where.get(stream, ""), compiler)
+        condition = where if isinstance(where, str) else where.get(stream, "")
+        slides = slides_named(lake, stream, dataset_of(table).schema, (condition, *names))
+        rows = _filtered(table, condition, compiler, slides)
         parts.append(rows.append_column("stream", pa.array([stream], pa.string()).take(pa.array([0] * len(rows), pa.int8()))))
         sources.append(Source(stream, table.version(), len(rows)))
+        if slides is not None:
+            sources.append(Source(slides.stream, slides.version, len(rows)))
     merged = pa.concat_tables(parts, promote_options="permissive")
     order = [name for name in (*KEY, "spec", "chip_index") if name in merged.schema.names]
     return Selection(merged.sort_by([(name, "ascending") for name in order]), tuple(sources))
@@ -139,12 +146,39 @@ def _open_table(lake: Lake, stream: str, version: int | None) -> DeltaTable:
     return table
 
 
-def _filtered(table: DeltaTable, where: str, compiler: Compiler) -> pa.Table:
+def slides_named(
+    lake: Lake, stream: str, schema: pa.Schema, texts: Iterable[str], version: int | None = None
+) -> SlideColumns | None:
+    """What some texts name of the slides that a stream's chips were cut of; None where they name nothing.
+
+    Args:
+        lake: the lake.
+        stream: the stream.
+        schema: of its table.
+        texts: expressions and names of columns.
+        version: the Delta version of the slides' table; None: the newest.
+
+    Raises:
+        NotFoundError: there is no such version.
+    """
+    slides = SlideColumns.of(lake, stream, schema.names, version)
+    named = slides.named_in(texts) if slides is not None else None
+    return named if named is not None and named.fields else None
+
+
+def _with_slides(batch: pa.RecordBatch, slides: SlideColumns | None) -> pa.RecordBatch:
+    if slides is None:
+        return batch
+    rows = slides.join(pa.table(batch)).combine_chunks()
+    return rows.to_batches()[0] if batch.num_rows else pa.RecordBatch.from_pylist([], schema=rows.schema)
+
+
+def _filtered(table: DeltaTable, where: str, compiler: Compiler, slides: SlideColumns | None) -> pa.Table:
     try:
         dataset: Any = table.to_pyarrow_dataset(filesystem=files_of(table))
-        schema: pa.Schema = dataset.schema
+        schema: pa.Schema = slides.widened(dataset.schema) if slides is not None else dataset.schema
         verdict = compiler(where, expression_columns(schema)).to_polars() if where.strip() else None
-        kept = [_keep(batch, verdict) for batch in dataset.to_batches()]
+        kept = [_keep(_with_slides(batch, slides), verdict) for batch in dataset.to_batches()]
     except (OSError, pa.ArrowInvalid, DeltaError) as error:
         raise CorruptLakeError(f"{table.table_uri}: cannot be read: {error}; restore the missing files") from error
     return pa.Table.from_batches([batch for batch in kept if batch.num_rows], schema)
@@ -152,14 +186,25 @@ def _filtered(table: DeltaTable, where: str, compiler: Compiler) -> pa.Table:
 
 @dataclass(frozen=True, slots=True)
 class PinnedStream:
-    """A stream at one Delta version, and the schema of its rows."""
+    """A stream at one Delta version, and the schema of its rows; of chips also the columns of their slides that are named."""
 
     version: int
     schema: pa.Schema
+    slides: SlideColumns | None = None
 
 
-def pin_stream(lake: Lake, stream: str, version: int | None, where: str) -> PinnedStream:
+def pin_stream(
+    lake: Lake, stream: str, version: int | None, where: str, texts: Iterable[str] = (), slide_version: int | None = None
+) -> PinnedStream:
     """Find the version of a stream that is to be read, and check that its files and a condition on its columns fit.
+
+    Args:
+        lake: the lake.
+        stream: the stream.
+        version: its Delta version; None: the newest.
+        where: a condition on its columns.
+        texts: what else may name columns of slides.
+        slide_version: the Delta version of the slides' table; None: the newest.
 
     Raises:
         NotFoundError: no such stream or version.
@@ -169,9 +214,11 @@ def pin_stream(lake: Lake, stream: str, version: int | None, where: str) -> Pinn
     table = _open_table(lake, stream, version)
     check_table_files(lake, f"streams/{stream}", table)
     schema: pa.Schema = dataset_of(table).schema
+    slides = slides_named(lake, stream, schema, (where, *texts), slide_version)
+    schema = slides.widened(schema) if slides is not None else schema
     if where.strip():
         policy_compiler(where, expression_columns(schema))
-    return PinnedStream(table.version(), schema)
+    return PinnedStream(table.version(), schema, slides)
 
 
 def stream_fragments(lake: Lake, stream: str, version: int) -> tuple[pa.Schema, dict[str, Any]]:
@@ -221,6 +268,7 @@ def stream_batches(
     where: str = "",
     among: Any = None,
     compiler: Compiler = policy_compiler,
+    slide_version: int | None = None,
 ) -> StreamBatches:
     """Read some columns of a stream in batches, without holding more than a few.
 
@@ -232,6 +280,7 @@ def stream_batches(
         where: an expression over all its columns and tags; empty keeps all rows.
         among: an Arrow filter that files and row groups may be skipped by; None: all.
         compiler: makes an expression of the text.
+        slide_version: of the slides' table, where a stream of chips is read; None: the newest.
 
     Raises:
         NotFoundError: no such stream or version.
@@ -241,18 +290,20 @@ def stream_batches(
     table = _open_table(lake, stream, version)
     check_table_files(lake, f"streams/{stream}", table)
     dataset: Any = table.to_pyarrow_dataset(filesystem=files_of(table))
-    verdict = compiler(where, expression_columns(dataset.schema)).to_polars() if where.strip() else None
-    wanted = [name for name in dict.fromkeys(columns) if name in dataset.schema.names]
-    read = wanted if verdict is None else dataset.schema.names
+    slides = slides_named(lake, stream, dataset.schema, (where, *columns), slide_version)
+    schema = slides.widened(dataset.schema) if slides is not None else dataset.schema
+    verdict = compiler(where, expression_columns(schema)).to_polars() if where.strip() else None
+    wanted = [name for name in dict.fromkeys(columns) if name in schema.names]
+    read = wanted if verdict is None and slides is None else dataset.schema.names
 
     def batches() -> Iterator[pa.RecordBatch]:
         try:
             for batch in dataset.to_batches(columns=read, filter=among, **_ONE_BY_ONE):
-                yield _keep(batch, verdict).select(wanted)
+                yield _keep(_with_slides(batch, slides), verdict).select(wanted)
         except (OSError, pa.ArrowInvalid, DeltaError) as error:
             raise CorruptLakeError(f"{table.table_uri}: cannot be read: {error}; restore the missing files") from error
 
-    return StreamBatches(pa.schema([dataset.schema.field(name) for name in wanted]), batches(), table.version(), dataset.schema)
+    return StreamBatches(pa.schema([schema.field(name) for name in wanted]), batches(), table.version(), schema)
 
 
 def filter_rows(rows: pa.Table, where: str, compiler: Compiler = policy_compiler) -> pa.Table:

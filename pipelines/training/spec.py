@@ -65,6 +65,9 @@ class SourceSpec(_Part, frozen=True):
     samples: Annotated[
         tuple[str, ...], Meta(max_length=MAX_SAMPLES, description="Only these: stream/device/epoch/seq; empty: all rows.")
     ] = ()
+    slide_version: Annotated[
+        Version | None, Meta(description="Of chips: the Delta version of their slides' table; the newest if left out.")
+    ] = None
     samples_from: Annotated[
         str, Meta(max_length=1_000, description="File of samples, one a line, next to the spec; its names go into the set.")
     ] = ""

@@ -37,6 +37,7 @@ from pipelines.ingest.chips.requests import (
     write_cut_plan,
     write_last_cut,
 )
+from pipelines.ingest.chips.tagging import ChipTagger
 from pipelines.ingest.quarantine import BODY_NONE, PRIVATE, QUARANTINE_SCHEMA, STAGE_CHIPS, Origin, Rejection, rejections_table
 from pipelines.lake.commit import commit_once
 from pipelines.lake.files import NewFile, cut_paths, merged_stats, table_stats, upload_cut, write_table_file
@@ -160,6 +161,7 @@ class ChipLoop:
         self._limits = CutLimits(config.run.max_image_pixels, chips.processes, chips.worker_memory_bytes, chips.band_timeout_s)
         self._pool = CutterPool(self._limits)
         self._contracts = ContractSet.load(config.contracts)
+        self._tagger = ChipTagger(self._lake, config.policies)
         self._last: LastCut | None = None
 
     @property
@@ -248,7 +250,7 @@ class ChipLoop:
     def _carry_out(self, plan: CutPlan) -> None:
         started = self._clock.monotonic_s()
         try:
-            done = self._cut(plan)
+            done = self._tagged(plan, self._cut(plan))
         except CorruptLakeError as error:
             self._drop(plan)
             raise RetryLaterError(f"cut {plan.cut} is planned again: {error}") from error
@@ -266,6 +268,14 @@ class ChipLoop:
         if self._engine.kind is RunnerKind.DIRECT:
             return tuple(self._pool.cut_all(tasks))
         return cut_on(self._engine, tasks, self._limits)
+
+    def _tagged(self, plan: CutPlan, done: tuple[ChipFile, ...]) -> tuple[ChipFile, ...]:
+        """The files with their tags; those of a try that was killed after its commit are left as the table names them."""
+        for stream in {slide.key.stream for slide in plan.slides}:
+            table = open_table(self._lake, stream_table(chip_table(stream)))
+            if table is None or (table.transaction_version(APP) or 0) < plan.cut:
+                done = self._tagger.tag(stream, self._contracts, done)
+        return done
 
     def _drop(self, plan: CutPlan) -> None:
         """Forget a plan and its number, because a table may have its share of it already; the rest is planned again."""

@@ -28,8 +28,7 @@ APP = "chips"
 MAX_SLIDES = 64
 MAX_PLAN_BYTES = 64 * 1024 * 1024
 _COLUMNS = [
-    "device", "epoch", "seq", "event_time", "run", "tags", "tag_rules", "payload_shard", "payload_offset", "payload_length",
-    "payload_sha256",
+    "device", "epoch", "seq", "event_time", "run", "payload_shard", "payload_offset", "payload_length", "payload_sha256",
 ]  # fmt: skip
 MAX_LOOKED_UP = 2_000
 
@@ -286,7 +285,5 @@ def _slide(row: dict[str, Any], stream: str, spec: ChipSpec) -> SlideRef:
         length=row["payload_length"],
         spec=spec,
         event_time_us=row["event_time"],
-        tags=tuple(row["tags"] or ()),
-        tag_rules=tuple(row["tag_rules"] or ()),
         run=row["run"],
     )

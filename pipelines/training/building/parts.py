@@ -3,7 +3,7 @@
 Parts follow from the snapshot alone, so the same parts are read whatever the runner and the number of workers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipelines.errors import CorruptLakeError
 from pipelines.lake.lake import Lake
 from pipelines.training.sample_list import places_in_list
-from pipelines.training.select import filter_rows, stream_fragments
+from pipelines.training.select import filter_rows, slides_named, stream_fragments
 from pipelines.training.spec import SetSpec
 
 PART_ROWS = 1_000_000
@@ -65,8 +65,14 @@ class SelectedRows:
     listed: tuple[int, ...]
 
 
-def read_part(lake: Lake, spec: SetSpec, part: PartRef) -> SelectedRows:
+def read_part(lake: Lake, spec: SetSpec, part: PartRef, names: Sequence[str]) -> SelectedRows:
     """The selected rows of a part, with the column `stream`.
+
+    Args:
+        lake: the lake.
+        spec: with a version for each source.
+        part: which rows.
+        names: the columns that selected rows have; of chips those of their slides are among them, where the spec names any.
 
     Raises:
         CorruptLakeError: a file cannot be read.
@@ -78,7 +84,11 @@ def read_part(lake: Lake, spec: SetSpec, part: PartRef) -> SelectedRows:
         read = [fragments[file.path].subset(row_group_ids=list(file.row_groups)).to_table(schema=schema) for file in part.files]
     except (OSError, KeyError, pa.ArrowInvalid) as error:
         raise CorruptLakeError(f"{source.stream}: cannot be read: {error}; restore the missing files") from error
-    rows = filter_rows(pa.concat_tables(read) if read else schema.empty_table(), source.where)
+    rows = pa.concat_tables(read) if read else schema.empty_table()
+    if source.slide_version is not None:
+        slides = slides_named(lake, source.stream, schema, names, source.slide_version)
+        rows = slides.join(rows) if slides is not None else rows
+    rows = filter_rows(rows, source.where)
     rows = rows.append_column("stream", pa.array([source.stream], pa.string()).take(pa.array([0] * len(rows), pa.int8())))
     if not source.samples:
         return SelectedRows(rows, ())

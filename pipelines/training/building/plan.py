@@ -35,6 +35,7 @@ from pipelines.training.line import SetLine
 from pipelines.training.manifest import ClassCount, LeftOut, Source, SplitRule
 from pipelines.training.split import Placement, alike_groups, groups_table, place_groups
 from pipelines.training.thin import sampled
+from schemas.chip_contract import slide_stream
 
 Int64s = npt.NDArray[np.int64]
 _NO_LIMIT = np.iinfo(np.int64).max
@@ -376,15 +377,24 @@ def _labelled_by(prepared: PreparedRecipe, parts: Sequence[SortedPart]) -> tuple
 
 
 def _sources(prepared: PreparedRecipe, refs: Sequence[PartRef], parts: Sequence[SortedPart]) -> tuple[Source, ...]:
-    """The streams that were read. Of a joined one: how many rows of the set found a row there."""
+    """The streams that were read. Of a joined one: how many rows of the set found a row there.
+
+    The slides of chips are one where the spec names their columns.
+    """
     spec = prepared.recipe.spec
     selected = np.zeros(len(spec.sources), np.int64)
     matched = np.zeros(len(spec.joins), np.int64)
     for ref, part in zip(refs, parts, strict=True):
         selected[ref.source] += part.summary.selected
         matched += np.array(part.summary.matched, np.int64)
+    slides = [
+        Source(slide_stream(each.stream), each.slide_version, int(rows))
+        for each, rows in zip(spec.sources, selected, strict=True)
+        if each.slide_version is not None
+    ]
     return (
         *(Source(each.stream, each.version or 0, int(rows)) for each, rows in zip(spec.sources, selected, strict=True)),
+        *slides,
         *(Source(each.stream, each.version or 0, int(rows)) for each, rows in zip(spec.joins, matched, strict=True)),
         *((prepared.labels.source,) if prepared.labels else ()),
     )

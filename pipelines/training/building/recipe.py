@@ -142,7 +142,10 @@ def prepare(lake: Lake, wish: Wish) -> PreparedRecipe:
         CorruptLakeError: a table cannot be read.
     """
     checked_set_name(wish.spec.id)
-    pinned = [pin_stream(lake, source.stream, source.version, source.where) for source in wish.spec.sources]
+    texts = (encode_json(wish.spec).decode(), *(wish.columns or ()), *wish.rule.group, *wish.rule.stratify)
+    pinned = [
+        pin_stream(lake, source.stream, source.version, source.where, texts, source.slide_version) for source in wish.spec.sources
+    ]
     spec = _pinned(lake, wish.spec, pinned)
     labels = resolve_labels(lake, spec.label) if spec.label is not None and spec.label.task else None
     if labels is not None and spec.label is not None:
@@ -198,7 +201,8 @@ def balance_column(spec: SetSpec) -> str:
 
 def _pinned(lake: Lake, spec: SetSpec, pinned: list[PinnedStream]) -> SetSpec:
     sources = tuple(
-        msgspec.structs.replace(source, version=found.version) for source, found in zip(spec.sources, pinned, strict=True)
+        msgspec.structs.replace(source, version=found.version, slide_version=found.slides.version if found.slides else None)
+        for source, found in zip(spec.sources, pinned, strict=True)
     )
     joins = tuple(
         msgspec.structs.replace(join, version=pin_stream(lake, join.stream, join.version, join.where).version)
@@ -215,7 +219,14 @@ def _has_payload(lake: Lake, spec: SetSpec, selected: pa.Schema) -> bool:
     if not possible or spec.payload is not None:
         return bool(spec.payload)
     for source in spec.sources:
-        found = stream_batches(lake, source.stream, ["payload_shard"], version=source.version, where=source.where)
+        found = stream_batches(
+            lake,
+            source.stream,
+            ["payload_shard"],
+            version=source.version,
+            where=source.where,
+            slide_version=source.slide_version,
+        )
         if any(pc.any(pc.is_valid(batch.column(0))).as_py() for batch in found.batches if batch.num_columns):
             return True
     return False

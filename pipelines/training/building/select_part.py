@@ -33,7 +33,7 @@ def select_part(lake: Lake, work: Path, found: WorkerRecipe, part: PartRef) -> N
     if files.is_done:
         return
     recipe = found.recipe
-    read = read_part(lake, recipe.spec, part)
+    read = read_part(lake, recipe.spec, part, found.selected.names)
     rows = _conform(read.rows, found.selected)
     selected = len(rows)
     made = Assembly(rows)

@@ -43,8 +43,6 @@ def refer(tmp_path: Path) -> Refer:
             source.stat().st_size,
             spec,
             1_700_000_000_000_000,
-            ("he",),
-            ("stain@1a",),
         )
 
     return make

@@ -10,10 +10,12 @@ import tifffile
 from deltalake import write_deltalake
 
 from pipelines.imaging.graph import cut_chips
-from pipelines.imaging.store import SlideRef, chip_table
+from pipelines.imaging.store import SlideRef, chip_schema, chip_table
 from pipelines.lake.lake import lake_at
 from pipelines.training.build import BuildOptions, build_set
 from pipelines.training.open import open_set
+from schemas.chip_contract import chip_contract
+from schemas.contract import RESERVED_COLUMNS, builtin_contract
 from tests.plant.present import present
 
 
@@ -28,11 +30,16 @@ def test_a_set_of_chips_is_built_by_background_and_keeps_each_slide_whole(tmp_pa
     rows = pa.concat_tables([pq.read_table(tmp_path / file.path) for file in files])
     write_deltalake(tmp_path / "streams" / chip_table("slide"), rows)
     options = BuildOptions(split={"train": 0.5, "test": 0.5}, group=("source_sha256",))
-    manifest = build_set(lake_at(tmp_path), "tissue", ("slide_chips",), "background < 0.5 AND has('he')", seed=3, options=options)
+    manifest = build_set(lake_at(tmp_path), "tissue", ("slide_chips",), "background < 0.5", seed=3, options=options)
     folder = tmp_path / "sets/tissue" / str(manifest.version)
     sides = [open_set(folder, split) for split in ("train", "test")]
     assert sum(len(side) for side in sides) == 12
     slides_of = [{sample["source_sha256"] for sample in side} for side in sides]
     assert not slides_of[0] & slides_of[1]
     assert all(present(sample.payload).startswith(b"\x89PNG") and sample["y"] == 50 for side in sides for sample in side)
-    assert manifest.policies == ("stain@1a",)
+
+
+def test_rules_can_read_every_column_that_a_chip_row_has_besides_its_key_tags_and_payload() -> None:
+    contract = chip_contract(builtin_contract("slide"))
+    own = [name for name in chip_schema().names if name not in RESERVED_COLUMNS]
+    assert own == [column.name for column in contract.columns if not column.name.startswith("slide_")]

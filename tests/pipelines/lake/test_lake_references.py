@@ -150,7 +150,7 @@ def _compacted(lake: Path, rows: pa.Table) -> object:
 @pytest.mark.parametrize("kind", ["up", "absolute", "link", "link in a folder"])
 def test_no_image_is_cut_into_chips_from_outside(lake: Path, kind: str) -> None:
     key = SampleKey(DeviceId("cam-9"), StreamName("slide"), 5, 77)
-    slide = SlideRef(key, Digest("0" * 64), hostile(lake, kind), 0, len(SECRET), ChipSpec("s256", 256, 0, 0), 1, (), ())
+    slide = SlideRef(key, Digest("0" * 64), hostile(lake, kind), 0, len(SECRET), ChipSpec("s256", 256, 0, 0), 1)
     with pytest.raises(Exception, match=r"cam-9/5/77"):
         cut_chips(lake_at(lake), 1, (slide,), 1_000_000)
 

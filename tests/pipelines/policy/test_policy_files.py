@@ -68,7 +68,7 @@ BAD: list[dict[str, Any]] = [
     {**GOOD, "sample": [{"when": "TRUE"}]},
     {**GOOD, "priority": [{"when": "TRUE", "priority": -1}]},
     {**GOOD, "inspect": [{"use": "image", "max_ms": 0}]},
-    {**GOOD, "examples": [{"row": {"mpp": [1]}}]},
+    {**GOOD, "examples": [{"row": {"mpp": {"a": 1}}}]},
     {"streams": ["slide"], "rules": []},
 ]
 
