@@ -112,6 +112,8 @@ class RowInput(msgspec.Struct, frozen=True, omit_defaults=True):
         return (1, len(self.columns))
 
 
+SHADOW_LABEL = "shadow_label"
+"""The column with a candidate's label where it differs from the one of the version that answers."""
 MODEL_COLUMNS = ("model_name", "model_version")
 _BY_TASK: Mapping[type[ModelTask], tuple[str, ...]] = {
     Classify: ("predicted_label", "predicted_score"),
@@ -127,4 +129,5 @@ def prediction_columns(task: ModelTask) -> tuple[str, ...]:
     return (*MODEL_COLUMNS, *_BY_TASK[type(task)])
 
 
-PREDICTION_COLUMNS = tuple(dict.fromkeys(name for names in (MODEL_COLUMNS, *_BY_TASK.values()) for name in names))
+_BY_ANY_TASK = (MODEL_COLUMNS, *_BY_TASK.values(), (SHADOW_LABEL,))
+PREDICTION_COLUMNS = tuple(dict.fromkeys(name for names in _BY_ANY_TASK for name in names))

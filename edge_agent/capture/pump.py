@@ -16,6 +16,7 @@ from edge_agent.capture.transforms import Transforms
 from edge_agent.config import SourceConfig
 from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, SourceError, SpoolFullError
 from edge_agent.rules.rule_filter import RuleFilter, apply_filter
+from edge_agent.sections import MAX_PRIORITY
 from edge_agent.sources.api import SampleBatch, Source
 from edge_agent.sources.rows.mapping import FilledColumns, explain_unfilled
 from edge_agent.spool.records import Append, Passed
@@ -98,6 +99,20 @@ class Tap:
 
 
 Groups = tuple[tuple[int, SampleBatch], ...]
+
+
+def urgent_first(groups: Groups) -> Groups:
+    """The groups with their urgent samples in groups of their own, of the highest priority there is."""
+    found: list[tuple[int, SampleBatch]] = []
+    for priority, batch in groups:
+        if batch.urgent is None or not any(batch.urgent):
+            found.append((priority, batch))
+            continue
+        for is_urgent in (True, False):
+            rows = [row for row, urgent in enumerate(batch.urgent) if urgent is is_urgent]
+            if rows:
+                found.append((MAX_PRIORITY if is_urgent else priority, batch.take(rows)))
+    return tuple(found)
 
 
 class SourcePump:
@@ -269,19 +284,22 @@ class SourcePump:
                 self._pass_over(source)
                 self._rest(stop)
         finally:
-            try:
-                self._append()
-                self._store_predicted(0.0 if stop.is_set() else _LAST_PREDICTIONS_S)
-                # The batches already handed in become durable whatever ended the source: its position counts them.
-                self._settle_up(source, 0)
-                self._passed_s = float("-inf")
-                self._pass_over(source)
-            finally:
-                self._forget_predictions()
-                self._relay.close()
-                self._rejected_before = self.rejected()
-                self._source = None
-                source.close()  # else its port or device stays taken, and it can never be opened again
+            self._end(source, stop)
+
+    def _end(self, source: Source, stop: threading.Event) -> None:
+        try:
+            self._append()
+            self._store_predicted(0.0 if stop.is_set() else _LAST_PREDICTIONS_S)
+            # The batches already handed in become durable whatever ended the source: its position counts them.
+            self._settle_up(source, 0)
+            self._passed_s = float("-inf")
+            self._pass_over(source)
+        finally:
+            self._forget_predictions()
+            self._relay.close()
+            self._rejected_before = self.rejected()
+            self._source = None
+            source.close()  # else its port or device stays taken, and it can never be opened again
 
     def _position(self) -> bytes | None:
         known = self._spool.position(self._config.name)
@@ -335,7 +353,7 @@ class SourcePump:
         batch = self._transform.after(batch)
         self._copy(batch)
         filtered = apply_filter(self._rule_filter, batch, self._config.priority)
-        groups = self._useful(filtered.groups)
+        groups = self._useful(urgent_first(filtered.groups))
         left_out = self._left_out + Counter(filtered.left_out)
         created_us = self._clock.now_ms() * 1000
         highest = max((priority for priority, _ in groups), default=0)

@@ -40,6 +40,10 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         prefix: begins the names of its columns, so that several models can look at one stream.
         after: the model of this device whose boxes it looks at, instead of the whole picture. Only a classifier can.
         max_crops: so many of the best boxes it looks at.
+        shadow_frames: pictures on which a new version is compared with the one that answers, before it takes over; 0: none.
+            Both processes run meanwhile.
+        shadow_every: it looks at every so manieth picture.
+        shadow_cpu_share: of the time, what it may take for that.
         notify: programs on this device that get each answer at once.
     """
 
@@ -61,6 +65,9 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefix: str = ""
     after: str = ""
     max_crops: int = 16
+    shadow_frames: int = 0
+    shadow_every: int = 10
+    shadow_cpu_share: float = 0.2
     notify: tuple[ConsumerConfig, ...] = ()
 
     def __post_init__(self) -> None:
@@ -74,6 +81,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(f"model {self.name}: max_memory_mib {self.max_memory_mib} must be {MIN_MEMORY_MIB} or more")
         if min(self.max_waiting, self.max_held_mib, self.max_crops) < 1:
             raise ConfigError(f"model {self.name}: max_waiting, max_held_mib and max_crops must be positive")
+        if self.shadow_frames < 0 or self.shadow_every < 1 or not 0 < self.shadow_cpu_share <= 1:
+            raise ConfigError(f"model {self.name}: shadow_frames from 0, shadow_every from 1, shadow_cpu_share within 0 and 1")
         if not _PREFIX.fullmatch(self.prefix):
             raise ConfigError(
                 f"model {self.name}: prefix {self.prefix[:40]!r} must be of a-z, 0-9 and '_', and start with a letter"

@@ -8,10 +8,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from edge_agent.sources.api import SampleBatch, Scalar
+from schemas.model_tasks import SHADOW_LABEL
 
 _CLOSE_S = 5.0
 
@@ -68,6 +69,7 @@ class QueuedBatch:
         self._models = models
         self._open = set(rows)
         self._values: dict[str, list[Scalar]] = {name: [None] * len(batch) for name in columns}
+        self._urgent = [False] * len(batch)
         self._lock = threading.Lock()
         self._done = threading.Event()
         self.is_taken = False
@@ -87,6 +89,7 @@ class QueuedBatch:
         with self._lock:
             if not self.is_taken:
                 for row, answer in zip(rows, answers, strict=True):
+                    self._urgent[row] = any(name.endswith(SHADOW_LABEL) for name in answer)
                     for name, value in answer.items():
                         if name in self._values:
                             self._values[name][row] = value
@@ -101,7 +104,8 @@ class QueuedBatch:
             self._done.set()
         if late:
             self._models.count("late", late)
-        return self.batch.with_columns(self._values) if self._values else self.batch
+        batch = self.batch.with_columns(self._values) if self._values else self.batch
+        return replace(batch, urgent=self._urgent) if any(self._urgent) else batch
 
     def _end_if_done(self) -> None:
         if not self._open:

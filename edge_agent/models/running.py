@@ -1,6 +1,7 @@
 """The model in use: asked about pictures on the models' own threads, never on capture's. No exceptions, no disk."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +11,11 @@ import structlog
 
 from edge_agent.errors import ModelBusyError, ModelDiedError, ModelError, ModelStoppedError, UnreadablePictureError
 from edge_agent.models.model_process import Crop, ModelProcess
+from edge_agent.models.tallying import Shadow, VersionTally
 from edge_agent.sources.api import SampleBatch, Scalar
 from schemas.model import ModelSpec
-from schemas.model_tasks import Classify, prediction_columns
+from schemas.model_tally import ModelTally
+from schemas.model_tasks import SHADOW_LABEL, Classify, prediction_columns
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +64,9 @@ class RunningModel:
         self._failures = 0
         self._answers = 0
         self._is_expected = False
+        self._tally: VersionTally | None = None
+        self._before: ModelTally | None = None
+        self._shadow: Shadow | None = None
         self.counts = {"inferences": 0, "failures": 0, "unreadable": 0, "skipped": 0, "late": 0, "deaths": 0}
 
     @property
@@ -82,11 +88,42 @@ class RunningModel:
         """
         with self._lock:
             old, self._process = self._process, process
-            self._names = self._names if process is None else prediction_columns(process.spec.task)
+            if process is not None:
+                self._names = prediction_columns(process.spec.task)
+                self._begin_tally(process.spec.version)
             self._is_expected = is_expected or process is not None
             self._failures, self._answers, self._problem = 0, 0, None
         if old is not None and old is not process:
             old.close()
+
+    def _begin_tally(self, version: int) -> None:
+        if self._tally is None or self._tally.version != version:
+            self._before = None if self._tally is None else self._tally.frozen()
+            self._tally = VersionTally(version)
+
+    def tallies(self) -> tuple[ModelTally, ...]:
+        """Sums of the version that runs, and of the one that ran before it."""
+        with self._lock:
+            found = (None if self._tally is None else self._tally.frozen(), self._before)
+        return tuple(each for each in found if each is not None)
+
+    def compare_with(self, shadow: Shadow | None) -> None:
+        """Have a candidate look at some of the pictures as well; None: no more. The process before is ended."""
+        with self._lock:
+            old, self._shadow = self._shadow, shadow
+        if old is not None:
+            old.process.close()
+
+    @property
+    def shadow(self) -> Shadow | None:
+        """The comparison under way."""
+        return self._shadow
+
+    def take_shadow(self) -> Shadow | None:
+        """Stop comparing; the candidate's process goes on."""
+        with self._lock:
+            found, self._shadow = self._shadow, None
+        return found
 
     def take_problem(self) -> ModelProblem | None:
         """What went wrong since the last call."""
@@ -102,7 +139,10 @@ class RunningModel:
 
     def columns(self) -> tuple[str, ...]:
         """The columns that the model fills; none while there is no model."""
-        return tuple(map(self.column, self._names)) if self._process is not None or self._is_expected else ()
+        if self._process is None and not self._is_expected:
+            return ()
+        names = self._names if self._shadow is None else (*self._names, SHADOW_LABEL)
+        return tuple(map(self.column, names))
 
     def column(self, name: str) -> str:
         """The name of one of its columns, with the prefix."""
@@ -121,7 +161,22 @@ class RunningModel:
 
     def look_at(self, payload: bytes | Path, crops: Sequence[Crop] = ()) -> list[dict[str, Scalar]]:
         """Column -> value, for a picture or each of its crops; empty where there is no answer, which is counted."""
-        return self._ask(lambda process: process.look_at(payload, crops), 1)
+        answers = self._ask(lambda process: process.look_at(payload, crops), 1)
+        shadow = self._shadow
+        if shadow is not None and answers and not crops:
+            answers[0] |= self._compare(shadow, payload, answers[0].get(self.column("predicted_label")))
+        return answers
+
+    def _compare(self, shadow: Shadow, payload: bytes | Path, ours: Scalar) -> dict[str, Scalar]:
+        theirs = shadow.label_of(payload)
+        if theirs is None:
+            if shadow.failure:
+                self._on_problem.set()
+            return {}
+        with self._lock:
+            if self._tally is not None:
+                self._tally.note_comparison(str(ours), theirs)
+        return {self.column(SHADOW_LABEL): theirs} if theirs != str(ours) else {}
 
     def look_at_rows(self, rows: Sequence[tuple[float | None, ...]]) -> list[dict[str, Scalar]]:
         """Column -> value, for each row; empty where there is no answer, which is counted."""
@@ -132,6 +187,7 @@ class RunningModel:
         if process is None:
             self.count("skipped", samples)
             return []
+        began_s = time.monotonic()
         try:
             answers = question(process)
         except UnreadablePictureError as error:
@@ -147,6 +203,8 @@ class RunningModel:
                 self.counts["inferences"] += samples
                 self._failures = 0
                 self._answers += samples
+                if self._tally is not None:
+                    self._tally.note_answers(samples, (time.monotonic() - began_s) * 1_000)
             about: dict[str, Scalar] = {
                 self.column("model_name"): process.spec.name,
                 self.column("model_version"): process.spec.version,
@@ -164,6 +222,9 @@ class RunningModel:
         with self._lock:
             self.counts["failures"] += samples
             self.counts["deaths"] += died
+            if self._tally is not None:
+                self._tally.failures += samples
+                self._tally.deaths += died
             self._failures += 1
             failures = self._failures
         self._report_problem(process, ModelProblem(reason, died=died, failures=failures))
