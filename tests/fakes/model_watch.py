@@ -1,6 +1,7 @@
-"""A device's models beside a capture that never stops, without a broker: `model_watch.py ROOT STATE MAX_MS PICTURE MIB TARGET`.
+"""A device's models beside a capture that never stops, without a broker: `model_watch.py ROOT STATE MAX_MS PICTURE MIB TARGET PROBATION`.
 
-Capture reads, hands to the models and stores in order as a source's thread does. TARGET is what the models' processes run.
+Capture reads, hands to the models and stores in order as a source's thread does. TARGET is what the models' processes run, PROBATION
+seconds.
 
 Reads JSON lines: `{"piece": ...}`, `{"want": ...}`, `{"stop": true}`. Writes JSON lines: `{"ask": ...}` for pieces, and every
 100 frames what became of them.
@@ -41,7 +42,9 @@ def main() -> None:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     root, state, max_ms = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     bright = base64.b64decode(sys.argv[4])
-    config = ModelConfig("bright", str(root), ("camera_frame",), probation_s=0.0, max_ms=max_ms, max_memory_mib=int(sys.argv[5]))
+    config = ModelConfig(
+        "bright", str(root), ("camera_frame",), probation_s=float(sys.argv[7]), max_ms=max_ms, max_memory_mib=int(sys.argv[5])
+    )
     if sys.argv[6]:
         model_process._TARGET = sys.argv[6]
     stop = threading.Event()
@@ -91,7 +94,7 @@ def _capture(models: DeviceModels, bright: bytes, stop: threading.Event) -> None
             loaded = [name for name in _CHECKERS if name in sys.modules]
             say(pid=os.getpid(), frames=frames, returned=stored.count, by_version=stored.by_version, version=report.version,
                 state=report.state, refused=report.refused, reason=report.reason, rss=rss, loaded=loaded, waiting=waiting,
-                counts=updater.counts)  # fmt: skip
+                counts=updater.counts, on_probation=report.on_probation is True)  # fmt: skip
         time.sleep(0.005)
     for ready, _ in window.drain(1.0):
         stored.add(ready)

@@ -36,6 +36,7 @@ class Little:
         max_memory_mib: the model's own limit.
         kills_agent: whether the thread kills the agent, not the largest process.
         target: what the models' processes run; empty: as ever.
+        probation_s: of each version.
 
     Attributes:
         killed: what the thread killed.
@@ -51,6 +52,7 @@ class Little:
         max_memory_mib: int = 192,
         kills_agent: bool = False,
         target: str = "",
+        probation_s: float = 0.0,
     ) -> None:
         self.killed: list[int] = []
         self._kills_agent = kills_agent
@@ -59,7 +61,7 @@ class Little:
         # By a shell that enters first: what a process has before it moves is not counted.
         enter = f"echo $$ > {cgroup}/cgroup.procs && " if cgroup is not None else ""
         self._core = core
-        given = (core.root, state, str(max_ms), picture, str(max_memory_mib), target)
+        given = (core.root, state, str(max_ms), picture, str(max_memory_mib), target, str(probation_s))
         self.process = subprocess.Popen(
             ["sh", "-c", f'{enter}exec "$0" "$@"', sys.executable, script, *given],
             stdin=subprocess.PIPE,
@@ -221,9 +223,9 @@ def test_a_harmful_model_costs_no_frame_no_restart_and_not_the_good_model(
 def test_a_model_that_harms_while_it_answers_is_given_up_after_two_deaths(
     core: "fake.Core", tmp_path: Path, cgroup: Path | None, harm: str
 ) -> None:
-    little = Little(core, tmp_path / "state", cgroup, target=f"tests.fakes.harmful_process:{harm}")
+    little = Little(core, tmp_path / "state", cgroup, target=f"tests.fakes.harmful_process:{harm}", probation_s=15)
     little.want(core.publish())
-    before = little.until(lambda figures: figures.get("version") == 1 and figures["by_version"].get("1", 0) > 50)
+    before = little.until(lambda figures: figures.get("version") == 1 and not figures["on_probation"])
     little.want(core.publish(fake.tiny_model(0.1)))
     refused = little.until(lambda figures: figures.get("refused") == [2])
     after = little.until(lambda figures: figures["by_version"]["1"] > refused["by_version"]["1"] + 50)
