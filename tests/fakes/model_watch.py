@@ -1,10 +1,11 @@
-"""A device's models beside a capture that never stops, without a broker: `model_watch.py ROOT STATE MAX_MS PICTURE MIB TARGET PROBATION`.
+"""A device's models beside a capture that never stops, without a broker.
 
-Capture reads, hands to the models and stores in order as a source's thread does. TARGET is what the models' processes run, PROBATION
-seconds.
+    model_watch.py ROOT STATE MAX_MS PICTURE MIB TARGET PROBATION_S
+
+Capture reads, hands to the models and stores in order as a source's thread does. TARGET is what the models' processes run.
 
 Reads JSON lines: `{"piece": ...}`, `{"want": ...}`, `{"stop": true}`. Writes JSON lines: `{"ask": ...}` for pieces, and every
-100 frames what became of them.
+50 frames what became of them.
 """
 
 import base64
