@@ -84,3 +84,24 @@ def rows_model(rows: np.ndarray) -> bytes:
     ]
     constants: dict[str, np.ndarray] = {"rows": rows[None].astype(np.float32), "zero": np.array(0, np.float32)}
     return make(nodes, constants, [1, 3, SIDE, SIDE], {"y": [1, *rows.shape]})
+
+
+def dense_model(layers: int, width: int = 512) -> bytes:
+    """A classifier of 64 x 64 px grey pictures; each layer multiplies a matrix of 64 x 512 by one of 512 x 512."""
+    rng = np.random.default_rng(5)
+    constants: dict[str, np.ndarray] = {
+        "flat": np.array([SIDE, SIDE], np.int64),
+        "first": rng.normal(0, 0.1, (SIDE, width)).astype(np.float32),
+        "w": rng.normal(0, 0.05, (width, width)).astype(np.float32),
+        "all": np.array([1, -1], np.int64),
+        "zero": np.array([0], np.int64),
+        "ten": np.array([10], np.int64),
+        "one": np.array([1], np.int64),
+    }
+    nodes = [helper.make_node("Reshape", ["x", "flat"], ["r"]), helper.make_node("MatMul", ["r", "first"], ["t0"])]
+    for layer in range(layers):
+        nodes.append(helper.make_node("MatMul", [f"t{layer}", "w"], [f"m{layer}"]))
+        nodes.append(helper.make_node("Tanh", [f"m{layer}"], [f"t{layer + 1}"]))
+    nodes.append(helper.make_node("Reshape", [f"t{layers}", "all"], ["row"]))
+    nodes.append(helper.make_node("Slice", ["row", "zero", "ten", "one"], ["y"]))
+    return make(nodes, constants, [1, SIDE, SIDE, 1], {"y": [1, 10]})

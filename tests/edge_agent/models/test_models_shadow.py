@@ -111,3 +111,22 @@ def test_urgent_samples_have_a_group_of_their_own_and_the_position_stays() -> No
     ]
     plain = ((5, SampleBatch([1], {})),)
     assert urgent_first(plain) == plain
+
+
+def test_a_kill_during_a_comparison_leaves_the_old_version_and_begins_again(core: "fake.Core", tmp_path: Path) -> None:
+    killed = fake.Device(core, tmp_path / "state", **SHADOW)
+    killed.want(core.publish())
+    second = core.publish(fake.tiny_model(0.6))
+    killed.want(second)
+    candidate = present(killed.updater.running.shadow).process  # and here the agent is killed: nothing of it is on disk
+    again = fake.Device(core, tmp_path / "state", **SHADOW)
+    assert again.version == 1
+    before = len(core.requests)
+    again.want(second)
+    assert again.version == 1
+    assert present(again.updater.running.shadow).compared == 0
+    assert not any(".onnx" in request for request in core.requests[before:])  # its bytes are there
+    assert again.updater.store.state.attempts_of(2) == 0
+    candidate.close()
+    killed.updater.running.use(None)
+    again.close()
