@@ -1,4 +1,4 @@
-"""A device's models beside a capture that never stops, without a broker.
+"""A device's models next to a capture that never stops, without a broker.
 
     model_watch.py ROOT STATE MAX_MS PICTURE MIB TARGET PROBATION_S
 
