@@ -28,7 +28,7 @@ from edge_agent.models.config import ModelConfig, PictureRequest
 from edge_agent.models.inference import LoadedModel
 from edge_agent.models.local_consumers import LocalAnswer, LocalConsumers, SocketConsumer
 from edge_agent.models.model_process import ModelProcess
-from edge_agent.models.prediction_queue import AskedSamples, PredictionQueue
+from edge_agent.models.prediction_queue import JudgedSamples, PredictionQueue
 from edge_agent.models.running import RunningModel
 from edge_agent.models.stream_models import ModelOfStream, ModelsOfStream
 from edge_agent.sources.api import SampleBatch
@@ -61,7 +61,8 @@ def timed(call: Callable[[], object], seconds: float, child: int | None = None) 
     """Time the calls of so many seconds, after a few that warm up; with a child's number its processor time counts, too."""
     for _ in range(3):
         call()
-    taken, until, began_cpu = [], time.perf_counter() + seconds, time.process_time() + _child_cpu_s(child)
+    taken: list[float] = []
+    until, began_cpu = time.perf_counter() + seconds, time.process_time() + _child_cpu_s(child)
     while time.perf_counter() < until or len(taken) < 10:
         began = time.perf_counter()
         call()
@@ -112,24 +113,25 @@ def measure_delay(spec: ModelSpec, child: ModelProcess, config: ModelConfig, pay
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "answers")
         consumers = LocalConsumers((SocketConsumer(path),))
-        told: list[float] = []
+        model_times: list[float] = []
 
-        def on_answers(asked: AskedSamples) -> None:
-            told.append(asked.models_s)
-            columns = {name: value for name, value in asked.answers[0].items() if name.startswith("predicted")}
-            answer = LocalAnswer("camera_frame", asked.batch.event_time_us[0], spec.name, 1, columns, asked.age_s * 1_000)
-            consumers.send(answer, asked.models_s * 1_000)
+        def on_answers(judged: JudgedSamples) -> None:
+            model_times.append(judged.models_s)
+            columns = {name: value for name, value in judged.answers[0].items() if name.startswith("predicted")}
+            answer = LocalAnswer("camera_frame", judged.batch.event_time_us[0], spec.name, 1, columns, judged.age_s * 1_000)
+            consumers.send(answer, judged.models_s * 1_000)
 
         queue = PredictionQueue("bench", models, max_waiting=8, max_held_bytes=1 << 24, on_answers=on_answers)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as ejector:
             ejector.connect(path)
             ejector.settimeout(60)
-            delays, until = [], time.perf_counter() + seconds / 3
+            delays: list[float] = []
+            until = time.perf_counter() + seconds / 3
             while time.perf_counter() < until or len(delays) < 20:
                 began = time.perf_counter()
                 queue.submit(SampleBatch([1], {}, [payload]))
                 msgspec.json.decode(ejector.recv(65_536))
-                delays.append((time.perf_counter() - began - told[-1]) * 1_000)
+                delays.append((time.perf_counter() - began - model_times[-1]) * 1_000)
         queue.close()
         consumers.close()
     p95 = sorted(delays)[int(len(delays) * 0.95)]

@@ -208,9 +208,8 @@ def _check_source(source: SourceConfig, key: bytes) -> bool:
 def _check_models(config: AgentConfig) -> list[str]:
     """What models get on this device: its class, and what the installed ones take, measured."""
     from edge_agent.models.config import ModelConfig  # noqa: PLC0415 # loaded only where models run
-    from edge_agent.models.device_class import probe_device  # noqa: PLC0415 # likewise
+    from edge_agent.models.device_class import measure_active, probe_device  # noqa: PLC0415 # likewise
     from edge_agent.models.device_models import check_models  # noqa: PLC0415 # likewise
-    from edge_agent.models.measure import measure_active  # noqa: PLC0415 # likewise
     from edge_agent.models.model_process import check_extra  # noqa: PLC0415 # likewise
 
     configs = [convert_table("model", table, ModelConfig) for table in config.models]

@@ -40,10 +40,12 @@ class Predictor(Protocol):
     Attributes:
         max_held_bytes: payloads that may wait behind the oldest batch.
         waits: whether capture waits for the models instead of going on without a prediction.
+        last_wait_s: how long a source that ends waits for the predictions under way.
     """
 
     max_held_bytes: int
     waits: bool
+    last_wait_s: float
 
     def submit(self, batch: SampleBatch) -> PendingPrediction:
         """Take a batch. Never blocks."""

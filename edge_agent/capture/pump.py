@@ -62,8 +62,6 @@ _JOINED_SAMPLES = 1_000
 _HOLD_S = 0.01
 # A position is noted no oftener than this while nothing is stored: each note is a write to flash.
 _PASS_EVERY_S = 1.0
-# How long a source that ends waits for the predictions under way.
-_LAST_PREDICTIONS_S = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -289,7 +287,8 @@ class SourcePump:
     def _end(self, source: Source, stop: threading.Event) -> None:
         try:
             self._append()
-            self._store_predicted(0.0 if stop.is_set() else _LAST_PREDICTIONS_S)
+            predictor = self._transform.predictor
+            self._store_predicted(0.0 if stop.is_set() or predictor is None else predictor.last_wait_s)
             # The batches already handed in become durable whatever ended the source: its position counts them.
             self._settle_up(source, 0)
             self._passed_s = float("-inf")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge_agent.errors import ConfigError, ModelError
-from edge_agent.models.picture_input import Placement
+from edge_agent.models.picture_input import InputPlacement
 from schemas.model import ModelSpec
 from schemas.model_tasks import MAX_MASK_RUNS, MAX_VALUES, Classify, Detect, Embed, Regress, Segment
 
@@ -22,7 +22,7 @@ _MAX_CANDIDATES = 5_000
 
 
 def read_answers(
-    spec: ModelSpec, labels: Sequence[str], outputs: Sequence[Any], placement: Placement | None
+    spec: ModelSpec, labels: Sequence[str], outputs: Sequence[Any], placement: InputPlacement | None
 ) -> Mapping[str, Any]:
     """Column -> value, of one sample.
 
@@ -76,10 +76,10 @@ def _label(labels: Sequence[str], index: int) -> str:
 # -- boxes ----------------------------------------------------------------------------------------------------------------
 
 
-def _boxes(task: Detect, labels: Sequence[str], outputs: Sequence[Any], placement: Placement) -> Mapping[str, Any]:
+def _boxes(task: Detect, labels: Sequence[str], outputs: Sequence[Any], placement: InputPlacement) -> Mapping[str, Any]:
     corners, scores, indexes = candidates(task, outputs)
     corners = _in_picture(task, corners, placement)
-    shown = np.flatnonzero((corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1]))  # the others lie beside it
+    shown = np.flatnonzero((corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1]))  # the others lie outside
     corners, scores, indexes = corners[shown], scores[shown], indexes[shown]
     kept = suppress_overlaps(task, corners, scores, indexes)
     boxes = [
@@ -143,7 +143,7 @@ def _as_corners(task: Detect, raw: Any) -> Any:
     return np.concatenate([raw[:, :2] - half, raw[:, :2] + half], axis=1)
 
 
-def _in_picture(task: Detect, corners: Any, placement: Placement) -> Any:
+def _in_picture(task: Detect, corners: Any, placement: InputPlacement) -> Any:
     """Corners in pixels of the picture, within what the model was shown."""
     found = corners.copy()
     if task.unit == "shares":

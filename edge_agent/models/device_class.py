@@ -1,12 +1,16 @@
 """What a device is to a model: machine, cores, memory, and what its runtime can load. Whether a model fits is decided here.
 
-Preflight comes from the signed description alone, before the model's first byte is fetched.
+Preflight comes from the signed description alone, before the model's first byte is fetched. What an installed model takes is
+measured for `edge-agent check`, in a process with the limits of the configuration.
 """
 
 import os
 import platform
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import msgspec
 
@@ -15,6 +19,8 @@ from catchment.runtime.worker.outcome import Answered
 from catchment.runtime.worker.process import WorkerProcess, WorkerSpec
 from edge_agent.errors import ModelError, ModelUnfitError
 from edge_agent.models.config import ModelConfig
+from edge_agent.models.model_process import ModelProcess
+from edge_agent.models.state import peek_active
 from schemas.model import ModelSpec
 
 _TARGET = "edge_agent.models.device_probe:open_probe"
@@ -23,6 +29,7 @@ _PROBE_S = 60.0
 _OWN = {"": "ONNX", "ai.onnx.ml": "ai.onnx.ml"}
 # What a process has resident and its limit does not count: the code of its libraries.
 _CODE_MIB = 64
+_MEASURED_RUNS = 20
 
 
 class RuntimeProbe(msgspec.Struct, frozen=True):
@@ -130,3 +137,49 @@ def why_unfit(spec: ModelSpec, device: DeviceClass, config: ModelConfig) -> str:
     if needs.peak_mib > config.max_memory_mib + _CODE_MIB:
         return f"it took {needs.peak_mib} MiB where it was published; max_memory_mib is {config.max_memory_mib}"
     return ""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredModel:
+    """An installed model as it was measured here.
+
+    Attributes:
+        name: the model's.
+        version: which version.
+        peak_mib: the most memory that its process had resident.
+        p95_ms: of some answers to the golden input, what 95 % stay below.
+    """
+
+    name: str
+    version: int
+    peak_mib: int
+    p95_ms: float
+
+    def __str__(self) -> str:
+        return f"model {self.name} version {self.version}: peak {self.peak_mib} MiB, 95 % of answers within {self.p95_ms:.1f} ms"
+
+
+def measure_active(config: ModelConfig, state_dir: Path) -> MeasuredModel | None:
+    """Run the installed version some times; None where none is installed.
+
+    Raises:
+        ModelError: it does not load, or fails.
+    """
+    folder = state_dir / "models" / config.name
+    active = peek_active(folder)
+    if active is None:
+        return None
+    path = folder / "versions" / active.file_name
+    if not path.exists():
+        raise ModelError(f"model {config.name}: {path} is not there; the agent fetches it again")
+    process = ModelProcess(path, active.spec, config)
+    try:
+        process.start()
+        taken = []
+        for _ in range(_MEASURED_RUNS):
+            began = time.perf_counter()
+            process.answers_to_golden()
+            taken.append((time.perf_counter() - began) * 1_000)
+        return MeasuredModel(config.name, active.version, process.peak_mib(), sorted(taken)[int(_MEASURED_RUNS * 0.95) - 1])
+    finally:
+        process.close()

@@ -1,4 +1,4 @@
-"""The models of a device: each kept up to date by itself, and asked together about the samples of a stream."""
+"""The models of a device: each kept up to date by itself, and judged together about the samples of a stream."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from edge_agent.documents.gate import AdmittedDocument, DocumentInbox
 from edge_agent.errors import ConfigError
 from edge_agent.models.config import ModelConfig
 from edge_agent.models.local_consumers import LocalAnswer, LocalConsumers
-from edge_agent.models.prediction_queue import AskedSamples, PredictionQueue
+from edge_agent.models.prediction_queue import JudgedSamples, PredictionQueue
 from edge_agent.models.stream_models import ModelOfStream, ModelsOfStream, in_order
 from edge_agent.models.updater import ModelUpdater
 from edge_agent.uplink.downlink import ModelRequest
@@ -143,18 +143,18 @@ class DeviceModels:
             )
         return self._queues[stream]
 
-    def _notify(self, stream: str, configs: Sequence[ModelConfig], asked: AskedSamples) -> None:
+    def _notify(self, stream: str, configs: Sequence[ModelConfig], judged: JudgedSamples) -> None:
         """Give the answers to this device's own programs."""
         for config in configs:
             names = {self.updaters[config.name].running.column(name): name for name in PREDICTION_COLUMNS}
-            for row, answer in zip(asked.rows, asked.answers, strict=True):
+            for row, answer in zip(judged.rows, judged.answers, strict=True):
                 columns = {names[name]: value for name, value in answer.items() if name in names}
                 version = columns.pop("model_version", None)
                 columns.pop("model_name", None)
                 if isinstance(version, int):
-                    time_us = asked.batch.event_time_us[row]
-                    told = LocalAnswer(stream, time_us, config.name, version, columns, asked.age_s * 1_000)
-                    self._consumers[config.name].send(told, asked.models_s * 1_000)
+                    time_us = judged.batch.event_time_us[row]
+                    notice = LocalAnswer(stream, time_us, config.name, version, columns, judged.age_s * 1_000)
+                    self._consumers[config.name].send(notice, judged.models_s * 1_000)
 
     def on_desired(self, body: bytes) -> None:
         """Take in a desired state from the core."""

@@ -116,6 +116,7 @@ class LocalConsumers:
 
     Args:
         configs: who gets which answers.
+        restart_s: how long after its start a program that ended is started again, at the earliest.
 
     Attributes:
         counts: answers `notified` and `dropped`.
@@ -124,8 +125,8 @@ class LocalConsumers:
         ConfigError: a socket cannot be made, or a program not be started.
     """
 
-    def __init__(self, configs: tuple[ConsumerConfig, ...]) -> None:
-        self._ways = [(config, _open(config)) for config in configs]
+    def __init__(self, configs: tuple[ConsumerConfig, ...], restart_s: float = _RESTART_S) -> None:
+        self._ways = [(config, _open(config, restart_s)) for config in configs]
         self._delays_ms: deque[float] = deque(maxlen=_KEPT_DELAYS)
         self._lock = threading.Lock()
         self.counts = {"notified": 0, "dropped": 0}
@@ -164,10 +165,10 @@ def _is_wanted(config: ConsumerConfig, columns: Mapping[str, Scalar]) -> bool:
     return not config.min_score or (isinstance(score, float) and score >= config.min_score)
 
 
-def _open(config: ConsumerConfig) -> _Way:
+def _open(config: ConsumerConfig, restart_s: float) -> _Way:
     if isinstance(config, SocketConsumer):
         return _SocketWay(Path(config.path))
-    return _ExecWay(config.command) if isinstance(config, ExecConsumer) else _TopicWay(config)
+    return _ExecWay(config.command, restart_s) if isinstance(config, ExecConsumer) else _TopicWay(config)
 
 
 class _SocketWay:
@@ -222,8 +223,9 @@ class _SocketWay:
 class _ExecWay:
     """A program with a pipe to its input."""
 
-    def __init__(self, command: tuple[str, ...]) -> None:
+    def __init__(self, command: tuple[str, ...], restart_s: float) -> None:
         self._command = command
+        self._restart_s = restart_s
         self._process: subprocess.Popen[bytes] | None = None
         self._rest = b""
         self._again_s = 0.0
@@ -269,7 +271,7 @@ class _ExecWay:
         now_s = time.monotonic()
         if now_s < self._again_s:
             return
-        self._again_s, self._rest = now_s + _RESTART_S, b""
+        self._again_s, self._rest = now_s + self._restart_s, b""
         if self._process is not None:
             log.warning("local_consumer_ended", command=self._command[0], exit_code=self._process.returncode)
             self._close_input()

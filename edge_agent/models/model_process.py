@@ -22,7 +22,7 @@ from edge_agent.errors import (
 from edge_agent.models.config import DECODED, GoldenRequest, LoadOptions, ModelConfig, PictureRequest, Request, RowsRequest
 from schemas.model import ModelSpec
 
-_TARGET = "edge_agent.models.inference:open_model"
+TARGET = "edge_agent.models.inference:open_model"
 _NEEDED = ("numpy", "onnxruntime", "PIL")
 _MAX_ANSWER_BYTES = 64 * MIB
 
@@ -60,7 +60,7 @@ class ModelProcess:
             start_timeout_s=config.max_load_s,
             max_answer_bytes=_MAX_ANSWER_BYTES,
         )
-        self._worker = WorkerProcess(WorkerSpec(target=_TARGET, options=msgspec.msgpack.encode(options), limits=limits))
+        self._worker = WorkerProcess(WorkerSpec(target=TARGET, options=msgspec.msgpack.encode(options), limits=limits))
 
     @property
     def pid(self) -> int | None:

@@ -20,7 +20,7 @@ MAX_PICTURE_PIXELS = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class InputPlacement:
     """Where a picture, or a crop of it, lies in a model's input.
 
     Attributes:
@@ -46,7 +46,7 @@ class Placement:
 
 def read_tensors(
     payload: bytes | Path, wanted: ImageInput, crops: Sequence[Sequence[float]], *, is_coarse: bool = False
-) -> list[tuple[Any, Placement]]:
+) -> list[tuple[Any, InputPlacement]]:
     """The picture as the model takes it, or each of its crops.
 
     Args:
@@ -69,7 +69,7 @@ def read_tensors(
 
 def _read(
     payload: bytes | Path, wanted: ImageInput, crops: Sequence[Sequence[float]], *, is_coarse: bool
-) -> list[tuple[Any, Placement]]:
+) -> list[tuple[Any, InputPlacement]]:
     with io.BytesIO(payload) if isinstance(payload, bytes) else payload.open("rb") as file:
         kind = picture_format(file.read(HEAD_BYTES))
         if kind is None:
@@ -90,7 +90,7 @@ def _read(
             return [_cropped(plain, wanted, crop) for crop in crops]
 
 
-def _cropped(picture: "Image.Image", wanted: ImageInput, crop: Sequence[float]) -> tuple[Any, Placement]:
+def _cropped(picture: "Image.Image", wanted: ImageInput, crop: Sequence[float]) -> tuple[Any, InputPlacement]:
     x, y, width, height = crop
     left, top = max(0, int(x)), max(0, int(y))
     right, bottom = min(picture.width, max(left + 1, round(x + width))), min(picture.height, max(top + 1, round(y + height)))
@@ -100,7 +100,7 @@ def _cropped(picture: "Image.Image", wanted: ImageInput, crop: Sequence[float]) 
     return _placed(part, wanted, (float(left), float(top), float(right - left), float(bottom - top)))
 
 
-def _placed(picture: "Image.Image", wanted: ImageInput, area: tuple[float, float, float, float]) -> tuple[Any, Placement]:
+def _placed(picture: "Image.Image", wanted: ImageInput, area: tuple[float, float, float, float]) -> tuple[Any, InputPlacement]:
     """Fit a picture into the input. `area` is what it shows, px; its own size may be smaller where it was read coarsely."""
     left, top, width, height = area
     inner_width, inner_height, pad_x, pad_y = wanted.width, wanted.height, 0, 0
@@ -115,7 +115,7 @@ def _placed(picture: "Image.Image", wanted: ImageInput, area: tuple[float, float
         whole.paste(small, (pad_x, pad_y))
         small = whole
     tensor = as_tensor(np.asarray(small, dtype=np.float32), wanted)
-    return tensor, Placement(inner_width / width, inner_height / height, pad_x, pad_y, left, top, width, height)
+    return tensor, InputPlacement(inner_width / width, inner_height / height, pad_x, pad_y, left, top, width, height)
 
 
 def as_tensor(pixels: Any, wanted: ImageInput) -> Any:

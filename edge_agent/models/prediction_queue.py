@@ -15,6 +15,7 @@ from edge_agent.sources.api import SampleBatch, Scalar
 from schemas.model_tasks import SHADOW_LABEL
 
 _CLOSE_S = 5.0
+_LAST_WAIT_S = 5.0
 
 
 class StreamModels(Protocol):
@@ -33,17 +34,17 @@ class StreamModels(Protocol):
         ...
 
     def count(self, outcome: str, times: int) -> None:
-        """Count samples that no model was asked about."""
+        """Count samples that no model was judged about."""
         ...
 
     def rows_at_once(self, batch: SampleBatch) -> int:
-        """How many samples of a batch are asked about together."""
+        """How many samples of a batch are judged about together."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class AskedSamples:
-    """Samples that the models were just asked about.
+class JudgedSamples:
+    """Samples that the models were just judged about.
 
     Attributes:
         batch: of the samples.
@@ -117,10 +118,11 @@ class PredictionQueue:
 
     Args:
         name: of the thread.
-        models: asked about each sample.
+        models: judged about each sample.
         max_waiting: questions that may wait, those under way included: one for each picture, or for so many rows at once.
         max_held_bytes: payloads that may wait behind the oldest batch.
         waits: whether capture waits instead of going on without a prediction; then there is always room.
+        last_wait_s: how long a source that ends waits for the predictions under way.
         on_answers: called on the queue's thread right after the models have answered, before anything is stored.
     """
 
@@ -132,11 +134,13 @@ class PredictionQueue:
         max_waiting: int,
         max_held_bytes: int,
         waits: bool = False,
-        on_answers: Callable[[AskedSamples], None] | None = None,
+        last_wait_s: float = _LAST_WAIT_S,
+        on_answers: Callable[[JudgedSamples], None] | None = None,
     ) -> None:
         self._on_answers = on_answers
         self.max_held_bytes = max_held_bytes
         self.waits = waits
+        self.last_wait_s = last_wait_s
         self._name = name
         self._models = models
         self._max_waiting = max_waiting
@@ -190,5 +194,5 @@ class PredictionQueue:
         answers = self._models.predict(job.batch, rows)
         if self._on_answers is not None:
             now_s = time.monotonic()
-            self._on_answers(AskedSamples(job.batch, rows, answers, now_s - job.came_s, now_s - began_s))
+            self._on_answers(JudgedSamples(job.batch, rows, answers, now_s - job.came_s, now_s - began_s))
         job.put(rows, answers)

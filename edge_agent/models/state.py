@@ -168,7 +168,7 @@ class StateFile:
 
 
 def peek_active(folder: Path) -> Installed | None:
-    """The version that is active, without touching anything: for programs beside the agent. None: none, or unreadable."""
+    """The version that is active, without touching anything: for programs next to the agent. None: none, or unreadable."""
     for name in NAMES:
         try:
             return _decode(folder / name)[0].active

@@ -48,7 +48,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class LoadedVersion:
     """A version that is loaded and not in use yet."""
 
     wanted: Desired
@@ -100,7 +100,7 @@ class ModelUpdater:
         self.worker: threading.Thread | None = None
         self._loader = ModelLoader(self.store, config)
         self.running = RunningModel(self._wake, config.prefix)
-        self._candidate: Candidate | None = None
+        self._candidate: LoadedVersion | None = None
         self._resting = ""
         self._revive_s = 0.0
         self._revive_at_s = 0.0
@@ -345,13 +345,13 @@ class ModelUpdater:
         fresh = self._loader.load_new(installed)
         if self._config.shadow_frames and self.running.process is not None and isinstance(installed.spec.task, Classify):
             with self._lock:
-                self._candidate = Candidate(wanted, installed, fresh)
+                self._candidate = LoadedVersion(wanted, installed, fresh)
                 self.running.compare_with(self._shadow_of(fresh))
             log.info("model_compared", model=wanted.name, version=wanted.version, frames=self._config.shadow_frames)
             return
-        self._switch(Candidate(wanted, installed, fresh))
+        self._switch(LoadedVersion(wanted, installed, fresh))
 
-    def _switch(self, candidate: Candidate) -> None:
+    def _switch(self, candidate: LoadedVersion) -> None:
         wanted, installed, fresh = candidate.wanted, candidate.installed, candidate.process
         try:
             with self._wanted.holding(wanted), self._lock:

@@ -22,12 +22,11 @@ from pipelines.config import CoreConfig, load_core_config
 from pipelines.director import director_folder, first_director
 from pipelines.errors import ConfigError, RefusedError
 from pipelines.lake.lake import lake_of
-from pipelines.rollout.description import ModelAbout, read_about, task_named
+from pipelines.rollout.description import ModelAbout, prepare_model, read_about, task_named
 from pipelines.rollout.evaluation import evaluate
 from pipelines.rollout.keys import ROLES, KeyFolder, KeyPlan, keys_folder, load_signer, models_folder, new_key
 from pipelines.rollout.onnx_metadata import with_metadata
 from pipelines.rollout.origin import check_origin, origin_entries, origin_in, origin_of_set
-from pipelines.rollout.publishing import prepare_model
 from pipelines.rollout.repository import ModelRepository, PublishedModel
 from pipelines.rollout.role_files import check_draft, draft_root, draft_rotation, install_root, read_draft, sign_draft
 from pipelines.rollout.rollouts import RolloutStore

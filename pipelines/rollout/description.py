@@ -1,10 +1,14 @@
-"""What a model is, read from what its exporter wrote: Ultralytics' notes in the ONNX file, or an MLflow folder's signature."""
+"""What a model is, read from what its exporter wrote: Ultralytics' notes in the ONNX file, or an MLflow folder's signature.
+
+`prepare_model` goes on to try it within a device's limits: what it returns is what is signed as a version.
+"""
 
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +16,7 @@ import msgspec
 import yaml
 
 from pipelines.errors import ConfigError, NotFoundError, RefusedError
+from pipelines.rollout.golden import GoldenTrial, check_scores, try_within_limits
 from pipelines.rollout.onnx_file import OnnxFile, read_onnx_file
 from schemas.errors import SchemaError
 from schemas.model import ImageInput, ModelNeeds
@@ -219,3 +224,58 @@ def _text(path: Path) -> bytes:
     if len(body) > _MAX_TEXT_BYTES:
         raise ConfigError(f"{path} has more than {_MAX_TEXT_BYTES:,} bytes")
     return body
+
+
+# -- trying it ---------------------------------------------------------------------------------------------------------------
+
+
+Complete = Callable[[ImageInput | None, Callable[[], ImageInput | None]], ImageInput | None]
+
+
+@dataclass(frozen=True, slots=True)
+class PublishableModel:
+    """A model that was tried here, as a device would read it."""
+
+    onnx: bytes
+    task: ModelTask
+    image: ImageInput | None
+    rows: RowInput | None
+    labels: tuple[str, ...]
+    output: str
+    softmax: bool
+    golden: tuple[float, ...]
+    needs: ModelNeeds
+
+
+def prepare_model(where: str, about: ModelAbout, complete: Complete, *, memory_mib: int, answer_ms: int) -> PublishableModel:
+    """Read, describe and try a model.
+
+    Args:
+        where: an ONNX file, an MLflow model's folder, or `runs:/RUN/PATH`.
+        about: what the caller knows better than the file.
+        complete: the input's description from the one that was found, if any, and the one that the model's own shape gives.
+        memory_mib: memory that the devices give a model.
+        answer_ms: time that they give it for a sample.
+
+    Raises:
+        RefusedError: it is no model for a device, or its answers are not those of its task.
+        NotFoundError: it is not there.
+        ConfigError: its description is malformed.
+    """
+    found = find_model(where, about)
+    task = found.about.task or Classify()
+    attempt = partial(try_within_limits, found.onnx, memory_mib=memory_mib, answer_ms=answer_ms, output=found.about.output)
+    image = None
+    if found.about.rows is None:
+        image = complete(found.about.picture, lambda: attempt(None, task=task).image)
+    trial = attempt(image, task=task, rows=found.about.rows)
+    return _checked(found, task, image, trial)
+
+
+def _checked(found: FoundModel, task: ModelTask, image: ImageInput | None, trial: GoldenTrial) -> PublishableModel:
+    about = found.about
+    softmax = bool(about.softmax)
+    if isinstance(task, Classify):
+        check_scores(trial, about.labels, softmax)
+    needs = msgspec.structs.replace(found.needs, peak_mib=trial.peak_mib)
+    return PublishableModel(found.onnx, task, image, about.rows, about.labels, about.output, softmax, trial.golden, needs)

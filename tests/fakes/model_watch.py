@@ -47,7 +47,7 @@ def main() -> None:
         "bright", str(root), ("camera_frame",), probation_s=float(sys.argv[7]), max_ms=max_ms, max_memory_mib=int(sys.argv[5])
     )
     if sys.argv[6]:
-        model_process._TARGET = sys.argv[6]
+        model_process.TARGET = sys.argv[6]
     stop = threading.Event()
     models = DeviceModels([config], state, _ask, SystemClock())
     updater = models.updaters["bright"]

@@ -4,6 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -11,15 +12,17 @@ from catchment.runtime.clock import SystemClock
 from edge_agent.capture.encode import BatchLimits, Encoder
 from edge_agent.capture.predictions import PredictionWindow
 from edge_agent.capture.pump import SourcePump
-from edge_agent.capture.transforms import build_transforms
+from edge_agent.capture.transforms import Step, Transforms, build_transforms
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.models.prediction_queue import PredictionQueue
-from edge_agent.sources.api import SampleBatch, Scalar
+from edge_agent.sources.api import Rejects, SampleBatch, Scalar
 from edge_agent.sources.registry import GuardedSource
 from edge_agent.spool.spool import Spool
 from schemas.contract import builtin_contract
 from tests.edge_agent.capture.test_capture_pump import FRAMES, Scripted, captured
+
+Build: TypeAlias = Callable[..., PredictionQueue]
 
 
 class Models:
@@ -60,8 +63,14 @@ def models() -> Iterator[Models]:
 def queue_of(models: Models) -> Iterator[Callable[..., PredictionQueue]]:
     made: list[PredictionQueue] = []
 
-    def build(max_waiting: int = 4, max_held_bytes: int = 100, *, waits: bool = False) -> PredictionQueue:
-        made.append(PredictionQueue("test", models, max_waiting=max_waiting, max_held_bytes=max_held_bytes, waits=waits))
+    def build(
+        max_waiting: int = 4, max_held_bytes: int = 100, *, waits: bool = False, last_wait_s: float = 30.0
+    ) -> PredictionQueue:
+        made.append(
+            PredictionQueue(
+                "test", models, max_waiting=max_waiting, max_held_bytes=max_held_bytes, waits=waits, last_wait_s=last_wait_s
+            )
+        )
         return made[-1]
 
     yield build
@@ -78,7 +87,7 @@ def versions(stored: Sequence[SampleBatch]) -> list[Scalar]:
     return [batch.columns["model_version"][0] for batch in stored]
 
 
-def test_samples_beyond_the_queue_get_no_prediction_and_all_come_out_in_order(models: Models, queue_of) -> None:
+def test_samples_beyond_the_queue_get_no_prediction_and_all_come_out_in_order(models: Models, queue_of: Build) -> None:
     window, stop = PredictionWindow(queue_of(max_waiting=4)), threading.Event()
     for number in range(10):
         window.add(one(number), (), stop)
@@ -90,7 +99,7 @@ def test_samples_beyond_the_queue_get_no_prediction_and_all_come_out_in_order(mo
     assert models.counts == {"skipped": 6}
 
 
-def test_a_model_that_hangs_holds_no_more_than_the_bytes_it_may(models: Models, queue_of) -> None:
+def test_a_model_that_hangs_holds_no_more_than_the_bytes_it_may(models: Models, queue_of: Build) -> None:
     window, stop = PredictionWindow(queue_of(max_waiting=100, max_held_bytes=100)), threading.Event()
     stored = []
     for number in range(20):
@@ -103,14 +112,14 @@ def test_a_model_that_hangs_holds_no_more_than_the_bytes_it_may(models: Models, 
     assert models.asked <= 1
 
 
-def test_a_picture_larger_than_what_may_wait_is_still_looked_at(models: Models, queue_of) -> None:
+def test_a_picture_larger_than_what_may_wait_is_still_looked_at(models: Models, queue_of: Build) -> None:
     models.may_answer.set()
     window = PredictionWindow(queue_of(max_held_bytes=100))
     window.add(one(0, 5_000), (), threading.Event())
     assert versions([batch for batch, _ in window.drain(30)]) == [5_000]
 
 
-def test_where_capture_waits_every_sample_gets_its_prediction(models: Models, queue_of) -> None:
+def test_where_capture_waits_every_sample_gets_its_prediction(models: Models, queue_of: Build) -> None:
     models.may_answer.set()
     window, stop = PredictionWindow(queue_of(max_waiting=2, max_held_bytes=1, waits=True)), threading.Event()
     stored = []
@@ -122,22 +131,21 @@ def test_where_capture_waits_every_sample_gets_its_prediction(models: Models, qu
     assert not models.counts
 
 
-def pump(spool: Spool, queue: PredictionQueue, values: list[bytes], fail_at: set[int]) -> SourcePump:
+def pump(
+    spool: Spool, queue: PredictionQueue, values: list[bytes], fail_at: set[int], later: tuple[Step, ...] = ()
+) -> SourcePump:
     def build(position: bytes | None) -> GuardedSource:
         return GuardedSource("scripted", lambda: Scripted(position, values, fail_at, FRAMES))
 
     encoder = Encoder(FRAMES, BatchLimits(1 << 18, 64), spool.put_object)
-    transform = build_transforms(FRAMES, None, b"", ClockWatch(SystemClock()), queue)
+    transform = Transforms((), Rejects("camera_frame"), queue, later)
     config = SourceConfig(kind="scripted", stream="camera_frame", max_samples=3)
     return SourcePump(config, build, encoder, spool, transform, SystemClock())
 
 
-def test_a_source_whose_model_hangs_ends_with_every_sample_stored_once(
-    models: Models, queue_of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("edge_agent.capture.pump._LAST_PREDICTIONS_S", 0.01)
+def test_a_source_whose_model_hangs_ends_with_every_sample_stored_once(models: Models, queue_of: Build, tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool", max_bytes=1 << 26, linger_ms=5, clock=SystemClock())
-    made = pump(spool, queue_of(max_held_bytes=20), [b"x" * 9] * 30, fail_at={9, 21})
+    made = pump(spool, queue_of(max_held_bytes=20, last_wait_s=0.01), [b"x" * 9] * 30, fail_at={9, 21})
     made.run(threading.Event())
     assert captured(spool) == 30
     assert spool.position("scripted:camera_frame:{}") == b"30"
@@ -146,20 +154,19 @@ def test_a_source_whose_model_hangs_ends_with_every_sample_stored_once(
 
 
 def test_a_batch_that_cannot_be_stored_while_others_wait_is_read_again_and_stored_once(
-    models: Models, queue_of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: Models, queue_of: Build, tmp_path: Path
 ) -> None:
     models.may_answer.set()
     spool = Spool(tmp_path / "spool", max_bytes=1 << 26, linger_ms=5, clock=SystemClock())
-    made = pump(spool, queue_of(max_waiting=100, max_held_bytes=1 << 20), [b"x"] * 30, fail_at=set())
-    real, failures = made._store, [2]
+    failures = [2]
 
-    def failing(batch: SampleBatch, held: tuple[SampleBatch, ...]) -> None:
+    def failing(batch: SampleBatch) -> SampleBatch:
         if batch.event_time_us[0] >= 9 and failures[0]:
             failures[0] -= 1
             raise OSError("the disk says no")
-        real(batch, held)
+        return batch
 
-    monkeypatch.setattr(made, "_store", failing)
+    made = pump(spool, queue_of(max_waiting=100, max_held_bytes=1 << 20), [b"x"] * 30, set(), (failing,))
     made.run(threading.Event())
     assert captured(spool) == 30
     assert spool.position("scripted:camera_frame:{}") == b"30"

@@ -39,8 +39,8 @@ def until(holds: Callable[[], Any]) -> Any:
 def made() -> Iterator[Callable[..., LocalConsumers]]:
     built: list[LocalConsumers] = []
 
-    def build(*configs: Any) -> LocalConsumers:
-        built.append(LocalConsumers(configs))
+    def build(*configs: Any, restart_s: float = 1.0) -> LocalConsumers:
+        built.append(LocalConsumers(configs, restart_s))
         return built[-1]
 
     yield build
@@ -95,13 +95,10 @@ def test_a_socket_left_behind_is_replaced_and_another_file_is_not(made: Any, tmp
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_program_gets_lines_and_is_started_again_when_it_ends(
-    made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("edge_agent.models.local_consumers._RESTART_S", 0.0)
+def test_a_program_gets_lines_and_is_started_again_when_it_ends(made: Any, tmp_path: Path) -> None:
     out = tmp_path / "lines"
     script = f"import sys\nopen({str(out)!r}, 'a').write(sys.stdin.readline())\n"
-    consumers = made(ExecConsumer((sys.executable, "-c", script)))
+    consumers = made(ExecConsumer((sys.executable, "-c", script)), restart_s=0.0)
 
     def two_starts() -> bool:
         consumers.send(answer(), 1.0)

@@ -6,9 +6,8 @@ import pytest
 from msgspec.structs import replace
 
 from edge_agent.models.config import ModelConfig
-from edge_agent.models.device_class import DeviceClass, RuntimeProbe, probe_device, why_unfit
+from edge_agent.models.device_class import DeviceClass, RuntimeProbe, measure_active, probe_device, why_unfit
 from edge_agent.models.device_probe import one_node
-from edge_agent.models.measure import measure_active
 from pipelines.rollout.golden import try_model
 from pipelines.rollout.onnx_file import read_onnx_file
 from schemas.model import ImageInput, ModelNeeds, ModelSpec

@@ -1,5 +1,6 @@
 """A candidate looks at some pictures next to the version that answers; what they disagree about leaves the device first."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ SHADOW: dict[str, Any] = {"shadow_frames": 4, "shadow_every": 2, "shadow_cpu_sha
 
 
 @pytest.fixture
-def comparing(core: "fake.Core", tmp_path: Path):
+def comparing(core: "fake.Core", tmp_path: Path) -> Iterator["fake.Device"]:
     """A device on which version 1 answers and version 2, which says dark for everything, is compared with it."""
     device = fake.Device(core, tmp_path / "state", **SHADOW)
     device.want(core.publish())

@@ -9,9 +9,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from pipelines.errors import ConfigError, NotFoundError, RefusedError
-from pipelines.rollout.description import ModelAbout, find_model, read_about
+from pipelines.rollout.description import ModelAbout, find_model, prepare_model, read_about
 from pipelines.rollout.onnx_file import read_onnx_file
-from pipelines.rollout.publishing import prepare_model
 from schemas.model import ImageInput
 from schemas.model_tasks import Classify, Detect, Regress, RowInput
 from tests.fakes import bad_models, task_models
