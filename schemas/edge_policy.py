@@ -107,7 +107,7 @@ class EdgeUpload(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         score: what makes a sample worth sending.
-        bytes_per_h: so many bytes are sent in an hour, a sixth of them at once at most.
+        bytes_per_h: so many bytes are sent in an hour, a tenth of them at once at most.
         random_share: so much of what is sent is drawn without regard to the score, above 0 to 1.
         other: with `disagreement`: the column with the other model's label.
     """

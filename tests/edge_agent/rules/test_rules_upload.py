@@ -186,7 +186,7 @@ def test_a_budget_of_nonsense_is_refused(parts: dict[str, object]) -> None:
         EdgeUpload(**{"score": UploadScore.MARGIN, "bytes_per_h": 1_000_000, **parts})  # type: ignore[arg-type]
 
 
-def test_a_policys_budget_becomes_a_part_of_the_signed_policy(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_policys_budget_becomes_a_part_of_the_signed_policy(tmp_path: Path) -> None:
 
     plain = {"id": "frames", "streams": [STREAM], "upload": {"score": "margin", "bytes_per_h": 5_000_000}}
     policy = policy_from_plain(plain)
