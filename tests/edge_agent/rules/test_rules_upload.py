@@ -1,6 +1,7 @@
 """Upload budgets: the telling samples first, some by pure chance, and estimates without bias from what was sent."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 import msgspec
