@@ -75,7 +75,7 @@ format: setup ## let the formatter decide
 bench: setup ## the benchmarks, small: do they run, what do they print
 	@$(BIN)/python scripts/bench_smoke.py
 
-lock: setup ## choose the packages' versions anew (needs uv)
+lock: setup ## choose the packages' versions again (needs uv)
 	@sh scripts/lock.sh
 
 wheel: setup ## the wheel, in dist/
