@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from catchment.runtime.atomic_files import atomic_file, make_folder, write_atomic
 from pipelines.errors import UnreadableImageError
 from pipelines.imaging.cutting import Cutter
-from pipelines.imaging.reader import TiffLevel, open_level
+from pipelines.imaging.reader import ImageLevel, open_level
 from pipelines.imaging.rows import chip_rows
 from pipelines.imaging.store import (
     ChipFile,
@@ -119,7 +119,7 @@ def _result_path(task: SlideTask) -> Path:
     return task.lake.root / cut_folder(task.place.cut) / f"{task.place.number}.json"
 
 
-def _planned(task: SlideTask, level: TiffLevel) -> tuple[Cutter, list[Band]]:
+def _planned(task: SlideTask, level: ImageLevel) -> tuple[Cutter, list[Band]]:
     """The grid as bands, with the array that takes them; what cannot be held in memory is refused before a tile is decoded."""
     spec, facts = task.slide.spec, level.facts
     grid = Grid(facts.width, facts.height, spec.size, spec.overlap)
@@ -175,7 +175,7 @@ def _gathered(task: SlideTask, count: int, rows_at_once: int = 65_536) -> Iterat
         yield pa.concat_tables(waiting)
 
 
-def _opened(task: SlideTask) -> AbstractContextManager[TiffLevel]:
+def _opened(task: SlideTask) -> AbstractContextManager[ImageLevel]:
     slide = task.slide
     of = sample_label(slide.key.stream, slide.key.device, slide.key.epoch, slide.key.seq)
     file = open_referred(task.lake, slide.shard, of)

@@ -17,7 +17,7 @@ def lineage(manifest: Manifest) -> str:
 def _lineage(manifest: Manifest) -> Iterator[str]:
     for source in manifest.sources:
         table = html_text(source.stream)
-        yield f"{source.rows:,} rows came from <b>{table}</b>, as it was at Delta version {source.delta_version:,}."
+        yield f"{source.rows:,} rows came from <b>{table}</b>, as it was at {source.version_words}."
     yield f"Kept where <code>{html_text(manifest.where)}</code>." if manifest.where else "No condition was set: all rows count."
     for part in manifest.left_out:
         yield f"{part.rows:,} rows were left out: {html_text(part.reason)}."
