@@ -3,7 +3,7 @@
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class GoldenTrial:
 
     image: ImageInput | None
     golden: tuple[float, ...]
-    peak_mib: int = 0
+    peak_mib: int = field(default=0, compare=False)
 
 
 class TrialOptions(msgspec.Struct, frozen=True):
