@@ -28,7 +28,7 @@ _NO_RATES: Mapping[int, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class DrawnRows:
     """Rows that are sent, and the chance that each one had."""
 
     rows: list[int]
@@ -58,7 +58,7 @@ class UploadChoice:
 
     def __call__(
         self, batch: SampleBatch, forced: frozenset[int] = frozenset(), rates: Mapping[int, float] = _NO_RATES
-    ) -> Drawn:
+    ) -> DrawnRows:
         """Choose among the rows of a batch.
 
         Args:
@@ -69,7 +69,7 @@ class UploadChoice:
         now_s = self._now_s()
         self._saved = min(self._saved_limit, self._saved + (now_s - self._at_s) * self._rule.bytes_per_h / 3_600)
         self._at_s = now_s
-        scores, chosen = self._scores(batch), Drawn([], [])
+        scores, chosen = self._scores(batch), DrawnRows([], [])
         for row in range(len(batch)):
             share = 1.0 if row in forced else self._share(scores[row])
             if share >= 1.0 or self._chance(batch, row) < share:
