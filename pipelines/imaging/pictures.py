@@ -21,7 +21,7 @@ from schemas.contract import ChipSpec
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 MAX_WHOLE_BYTES = 512 * 1024 * 1024
-_STRIP_BYTES = 4 * 1024 * 1024
+STRIP_BYTES = 4 * 1024 * 1024
 _COLOURS = {"b-w": Colours.GRAY, "grey16": Colours.GRAY, "srgb": Colours.RGB, "rgb16": Colours.RGB}
 _DTYPES = {"uchar": "uint8", "ushort": "uint16"}
 _SEQUENTIAL = {"jpeg": "warning", "png": "error", "webp": "error"}  # libpng warns of colour profiles that are in wide use
@@ -38,7 +38,7 @@ class PictureLevel:
         """Keep `read`, which gives rows from `top` on, so many as `rows`."""
         row_bytes = facts.width * facts.channels * np.dtype(facts.dtype).itemsize
         self.facts = facts
-        self.tiles = TileGrid(facts.width, facts.height, facts.width, min(facts.height, max(16, _STRIP_BYTES // row_bytes)))
+        self.tiles = TileGrid(facts.width, facts.height, facts.width, min(facts.height, max(16, STRIP_BYTES // row_bytes)))
         self._read = read
 
     def decode(self, tile: int, _plane: int = 0) -> Samples:

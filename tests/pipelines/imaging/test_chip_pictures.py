@@ -95,7 +95,7 @@ def test_a_jpeg_xl_is_cut(tmp_path: Path, refer: Refer) -> None:
 
 
 def test_a_picture_is_read_in_strips_each_once(tmp_path: Path, refer: Refer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "_STRIP_BYTES", 170 * 3 * 20)
+    monkeypatch.setattr(pictures, "STRIP_BYTES", 170 * 3 * 20)
     body, wanted = by_pillow("RGB", "PNG")
     (tmp_path / "a").write_bytes(body)
     file = cut(tmp_path, refer(tmp_path / "a", 50, 30))
