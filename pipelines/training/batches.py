@@ -25,7 +25,7 @@ Pixels = npt.NDArray[np.uint8]
 INDEX = "index"
 PAYLOAD = "payload"
 _MAX_SIDE_PX = 16_384
-_ORDER_BLOCK = 4_096
+ORDER_BLOCK = 4_096
 
 
 class OnBad(StrEnum):
@@ -116,8 +116,8 @@ class ShuffledSamples:
     def __iter__(self) -> Iterator[Sample]:
         if self._taken == len(self._order):
             self._taken = 0
-        for low in range(self._taken, len(self._order), _ORDER_BLOCK):
-            block = self._order.part(low, min(low + _ORDER_BLOCK, len(self._order)))
+        for low in range(self._taken, len(self._order), ORDER_BLOCK):
+            block = self._order.part(low, min(low + ORDER_BLOCK, len(self._order)))
             left = len(block)
             for chunk in self._source.chunks(block):
                 if left >= AHEAD_ROWS > left - len(chunk):
@@ -214,7 +214,7 @@ class SetBatches(Sequence[Batch]):
     def _indexes(self, number: int) -> Int64s:
         # Batches' worth of an order at once: a few numbers cost as much as a few thousand.
         size = self._options.batch_size
-        batches = max(1, _ORDER_BLOCK // size)
+        batches = max(1, ORDER_BLOCK // size)
         group, at = divmod(number, batches)
         if self._group[0] != group:
             low = group * batches * size

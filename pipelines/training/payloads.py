@@ -25,10 +25,10 @@ Int64s = npt.NDArray[np.int64]
 AHEAD_ROWS = 64
 _AHEAD_FOR = 2_048
 # Large payloads: the kernel's memory is not all ours, and of one announcement it may fetch no more than its read-ahead.
-_AHEAD_BYTES = 64 * 1024 * 1024
-_ANNOUNCED_BYTES = 128 * 1024
-_CHUNK_ROWS = 128
-_CHUNK_BYTES = 512 * 1024
+AHEAD_BYTES = 64 * 1024 * 1024
+ANNOUNCED_BYTES = 128 * 1024
+CHUNK_ROWS = 128
+CHUNK_BYTES = 512 * 1024
 
 
 class PayloadCheck(StrEnum):
@@ -156,7 +156,7 @@ class PayloadReader:
         wanted, low = self._wanted(indexes, self._due(indexes)), 0
         while low < len(indexes):
             # Few enough that they are still in the processor's cache when they are used.
-            high = min(len(indexes), low + max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // max(1, wanted.lengths[low]))))
+            high = min(len(indexes), low + max(1, min(CHUNK_ROWS, CHUNK_BYTES // max(1, wanted.lengths[low]))))
             if not self._ahead_left and self._is_on_disk(wanted, high - 1):
                 self._ahead_left = _AHEAD_FOR
             yield self._chunk(wanted, low, high)
@@ -252,8 +252,8 @@ class PayloadReader:
                 continue
             self._announced.add(wanted.indexes[row])
             number, length = self._files.descriptor(wanted.shards[row]).number, wanted.lengths[row]
-            for start in range(0, length, _ANNOUNCED_BYTES):
-                size = min(_ANNOUNCED_BYTES, length - start)
+            for start in range(0, length, ANNOUNCED_BYTES):
+                size = min(ANNOUNCED_BYTES, length - start)
                 os.posix_fadvise(number, wanted.offsets[row] + start, size, os.POSIX_FADV_WILLNEED)
 
     def _is_on_disk(self, wanted: "_Wanted", row: int) -> bool:
@@ -273,7 +273,7 @@ class PayloadReader:
 def _ahead_of(wanted: _Wanted, low: int, rows: int) -> range:
     """So many rows from `low` on, or fewer where they are large; at least one."""
     high, size = low, 0
-    while high < min(low + rows, len(wanted.indexes)) and size < _AHEAD_BYTES:
+    while high < min(low + rows, len(wanted.indexes)) and size < AHEAD_BYTES:
         size += wanted.lengths[high]
         high += 1
     return range(low, high)

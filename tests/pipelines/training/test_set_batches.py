@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipelines.errors import CorruptLakeError, RefusedError
+from pipelines.training import batches as batches_module
+from pipelines.training import payloads
 from pipelines.training.batches import BatchOptions, Int64s, SetBatches, decode_image
 from pipelines.training.manifest import encode_manifest, load_manifest
 from pipelines.training.open import open_set
@@ -290,8 +292,8 @@ def test_a_disk_is_told_of_samples_across_the_batches_of_a_worker(
 def test_a_disk_is_told_of_samples_across_the_blocks_of_an_epoch(
     lake: Path, cold: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.training.batches._ORDER_BLOCK", 80)
-    monkeypatch.setattr("pipelines.training.payloads._CHUNK_ROWS", 4)
+    monkeypatch.setattr(batches_module, "ORDER_BLOCK", 80)
+    monkeypatch.setattr(payloads, "CHUNK_ROWS", 4)
     split = open_set(built(lake, "payload_length > 0", split=ALL))
     cold.clear()
     assert len(list(split.shuffled(2))) == len(split)
@@ -304,9 +306,9 @@ def test_a_disk_is_told_of_samples_across_the_blocks_of_an_epoch(
 
 def test_a_large_payload_is_announced_in_pieces(lake: Path, cold: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one announcement a kernel may fetch no more than its read-ahead, which is 128 KiB where nobody changed it."""
-    monkeypatch.setattr("pipelines.training.payloads._ANNOUNCED_BYTES", 500)
-    monkeypatch.setattr("pipelines.training.payloads._AHEAD_BYTES", 6_000)
-    monkeypatch.setattr("pipelines.training.payloads._CHUNK_BYTES", 1_000)
+    monkeypatch.setattr(payloads, "ANNOUNCED_BYTES", 500)
+    monkeypatch.setattr(payloads, "AHEAD_BYTES", 6_000)
+    monkeypatch.setattr(payloads, "CHUNK_BYTES", 1_000)
     split = open_set(built(lake, "payload_length > 0", split=ALL))
     cold.clear()
     total = sum(len(sample.payload or b"") for sample in split)
