@@ -21,7 +21,10 @@ NEEDS_AN_EXTRA = {
     "edge_agent.sources.camera.cameras",
     "edge_agent.sources.can.frames",
     "edge_agent.sources.can.decoder",
+    "edge_agent.models.answers",
+    "edge_agent.models.device_probe",
     "edge_agent.models.inference",
+    "edge_agent.models.picture_input",
     "edge_agent.pictures.statistics",
     "edge_agent.pictures.hiding",
 }
