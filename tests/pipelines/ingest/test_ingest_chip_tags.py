@@ -6,12 +6,17 @@ import shutil
 from pathlib import Path
 
 import msgspec
+import pyarrow as pa
 import pytest
 
 from pipelines.config import CoreConfig
 from pipelines.contracts.odcs import to_odcs
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError
+from pipelines.labels.drawn import Drawn, ForeignFile, LabelKind
+from pipelines.labels.matching import LabelOrigin, match_labels
+from pipelines.labels.table import append_labels
+from pipelines.lake.lake import lake_at
 from pipelines.open_lake import open_lake
 from schemas.chip_contract import CHIP_COLUMNS, chip_contract
 from schemas.contract import ChipSpec, Column, ColumnType, PiiClass, builtin_contract
@@ -108,6 +113,31 @@ def test_a_new_threshold_is_a_retag_and_changes_the_set(site: Core, run_core: Ru
     assert shards == {path: path.stat().st_mtime_ns for path in (site.root / "chips").rglob("*.parquet")}
 
 
+@pytest.mark.slow
+def test_shapes_on_a_slide_give_its_chips_classes_and_boxes_in_a_set(site: Core, run_core: RunCore, tmp_path: Path) -> None:
+    config = ("-c", str(site.root.parent / "core.toml"))
+    (slide, _) = site.rows("streams/slide")
+    samples = pa.table({"stream": ["slide"], **{name: [slide[name]] for name in ("device", "epoch", "seq", "payload_sha256")}})
+    box = Drawn("", LabelKind.BOX, "tumour", (0, 64, 48, 32), sample=f"slide/scanner-1/7/{slide['seq']}")
+    labels = match_labels(ForeignFile("test", [box]), samples, LabelOrigin("tissue", "ann")).rows
+    append_labels(lake_at(site.root), "tissue", labels)
+    spec = tmp_path / "set.yaml"
+    spec.write_text(
+        "id: boxes\nsources: [{stream: slide_chips}]\nlabel: {task: tissue, chip: majority, shapes: boxes}\n"
+        "columns: [x, y]\nsplit: {shares: {train: 1.0}, group: [source_sha256]}\n"
+    )
+    assert run_core("set", "build", str(spec), *config).code == 0
+    chosen = open_lake(site.root).open_set("boxes")
+    found = {(sample["x"], sample["y"]): (sample["label"], sample["boxes"]) for sample in chosen}
+    assert len(found) == 16, "the other slide was never labelled, so its chips have no class"
+    assert {place for place, (label, _) in found.items() if label == "tumour"} == {(0, 64)}
+    (half,) = found[32, 64][1]
+    assert (half["x"], half["width"], half["covered"], found[32, 64][0]) == (0, 16, 0.5, "nothing")
+    assert any("by the rule majority of the shapes of task tissue at version" in note for note in chosen.manifest.notes)
+    done = run_core("set", "export", "boxes/1", str(tmp_path / "coco"), "--to", "coco", "--boxes", "boxes", *config)
+    assert done.code == 0, done
+
+
 def test_explain_names_a_chip_by_its_spec_and_number_and_shows_the_values_of_its_slide(site: Core, run_core: RunCore) -> None:
     config = ("-c", str(site.root.parent / "core.toml"))
     found = run_core("policy", "explain", "scanner-1/7/0/s32/8", "-s", "slide_chips", *config)
@@ -135,7 +165,6 @@ def test_a_device_cannot_send_by_the_contract_of_chips(site: Core) -> None:
 
 def test_a_broken_policy_file_leaves_the_tags_of_before_in_force(site: Core) -> None:
     from pipelines.ingest.chips.tagging import ChipTagger
-    from pipelines.lake.lake import lake_at
 
     tagger = ChipTagger(lake_at(site.root), str(site.root.parent / "policies"))
     (site.root.parent / "policies/tissue.yaml").write_text("id: [")
