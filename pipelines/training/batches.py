@@ -1,6 +1,7 @@
 """An epoch as numbered batches of arrays: the part of a loader that NumPy, JAX and PyTorch share."""
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
@@ -15,10 +16,12 @@ import pyvips
 
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.training.order import EpochOrder, EpochState
+from pipelines.training.payloads import AHEAD_ROWS
 from pipelines.training.sample import Sample
 
 Int64s = npt.NDArray[np.int64]
 Batch = dict[str, Any]
+Pixels = npt.NDArray[np.uint8]
 INDEX = "index"
 PAYLOAD = "payload"
 _MAX_SIDE_PX = 16_384
@@ -113,8 +116,15 @@ class ShuffledSamples:
     def __iter__(self) -> Iterator[Sample]:
         if self._taken == len(self._order):
             self._taken = 0
-        for block in self._order.blocks(self._taken):
+        for low in range(self._taken, len(self._order), _ORDER_BLOCK):
+            block = self._order.part(low, min(low + _ORDER_BLOCK, len(self._order)))
+            left = len(block)
             for chunk in self._source.chunks(block):
+                if left >= AHEAD_ROWS > left - len(chunk):
+                    # The order goes on behind this block, and so does what is brought near.
+                    end = low + len(block)
+                    self._source.expect(self._order.part(end, min(end + AHEAD_ROWS, len(self._order))))
+                left -= len(chunk)
                 for sample in chunk:
                     self._taken += 1
                     yield sample
@@ -136,6 +146,8 @@ class SetBatches(Sequence[Batch]):
         self._options = options
         self._state = state
         self._group: tuple[int, Int64s] = (-1, np.zeros(0, np.int64))
+        self._ahead = -(-AHEAD_ROWS // options.batch_size)
+        self._expected: deque[int] = deque(maxlen=self._ahead)
         self.skipped = 0
 
     def __len__(self) -> int:
@@ -145,15 +157,30 @@ class SetBatches(Sequence[Batch]):
     def __getitem__(self, number: Any) -> Any:
         if isinstance(number, slice):
             return [self[at] for at in range(*number.indices(len(self)))]
+        return self.batch(number)
+
+    def batch(self, number: int, pixels: Callable[[tuple[int, ...]], Pixels] | None = None) -> Batch:
+        """A batch by its number; with `pixels`, pictures are decoded into what it gives for a shape.
+
+        Raises:
+            IndexError: there is no such batch.
+        """
         at = number + len(self) if number < 0 else number
         if not 0 <= at < len(self):
             raise IndexError(f"batch {number} of {len(self)}")
-        return self._batch(self._indexes(at))
+        return self._batch(self._indexes(at), pixels or _new_pixels)
 
-    def expect(self, number: int) -> None:
-        """Have the samples of a batch brought near, if there is such a batch."""
-        if 0 <= number < len(self):
-            self._source.expect(self._indexes(number))
+    def expect(self, number: int, step: int = 1) -> None:
+        """Have the samples of a batch brought near, and of those after it as far as it takes to keep a disk busy.
+
+        Args:
+            number: of the batch; where there is none, nothing happens.
+            step: from one of this reader's batches to its next.
+        """
+        for at in range(number, min(number + self._ahead * step, len(self)), step):
+            if at not in self._expected:
+                self._expected.append(at)
+                self._source.expect(self._indexes(at))
 
     def __iter__(self) -> Iterator[Batch]:
         for number in range(len(self)):
@@ -194,8 +221,8 @@ class SetBatches(Sequence[Batch]):
             self._group = group, self._order.part(low, min(low + batches * size, len(self._order)))
         return self._group[1][at * size : (at + 1) * size]
 
-    def _batch(self, indexes: Int64s) -> Batch:
-        chosen, payloads = self._payloads(indexes)
+    def _batch(self, indexes: Int64s, new_pixels: Callable[[tuple[int, ...]], Pixels]) -> Batch:
+        chosen, payloads = self._payloads(indexes, new_pixels)
         batch = self._source.names(chosen)
         if payloads is not None:
             batch[PAYLOAD] = payloads
@@ -206,12 +233,12 @@ class SetBatches(Sequence[Batch]):
             batch |= {name: values_of(rows.column(name)) for name in self._options.columns}
         return batch
 
-    def _payloads(self, indexes: Int64s) -> tuple[Int64s, Any]:
+    def _payloads(self, indexes: Int64s, new_pixels: Callable[[tuple[int, ...]], Pixels]) -> tuple[Int64s, Any]:
         """The rows that could be read, and their payloads: bytes, one array of pixels, or None in a tabular set."""
         image = self._options.image
         if self.has_bytes:
             return indexes, self._source.payloads(indexes)
-        pixels = self._pixels(len(indexes), *image) if image is not None else None
+        pixels = new_pixels((len(indexes), *image, 3)) if image is not None else None
         bodies: list[bytes] = []
         good: list[int] = []
         for index, sample in self._read(indexes):
@@ -225,9 +252,6 @@ class SetBatches(Sequence[Batch]):
         chosen = indexes if len(good) == len(indexes) else np.array(good, np.int64)
         return chosen, bodies if pixels is None else pixels[: len(good)]
 
-    def _pixels(self, count: int, height: int, width: int) -> npt.NDArray[np.uint8]:
-        return np.empty((count, height, width, 3), np.uint8)
-
     def _read(self, indexes: Int64s) -> Iterator[tuple[int, Sample]]:
         if self._options.on_bad is OnBad.RAISE:
             yield from zip(indexes.tolist(), chain.from_iterable(self._source.chunks(indexes)), strict=True)
@@ -240,7 +264,7 @@ class SetBatches(Sequence[Batch]):
                 # Counted: the caller chose this, and sees the number.
                 self.skipped += 1
 
-    def _decode(self, sample: Sample, into: npt.NDArray[np.uint8]) -> bool:
+    def _decode(self, sample: Sample, into: Pixels) -> bool:
         try:
             into[:] = decode_image(sample.payload or b"", into.shape[0], into.shape[1])
         except CorruptLakeError as error:
@@ -249,6 +273,10 @@ class SetBatches(Sequence[Batch]):
             self.skipped += 1
             return False
         return True
+
+
+def _new_pixels(shape: tuple[int, ...]) -> Pixels:
+    return np.empty(shape, np.uint8)
 
 
 def decode_image(payload: bytes, height: int, width: int) -> npt.NDArray[np.uint8]:

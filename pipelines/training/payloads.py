@@ -22,8 +22,11 @@ from pipelines.training.shards import NAMED_BY, PAYLOAD_DIGEST
 
 Int64s = npt.NDArray[np.int64]
 # Where payloads come from a disk, the next reads are announced to the kernel, so many ahead; after a while it is probed again.
-_AHEAD = 64
+AHEAD_ROWS = 64
 _AHEAD_FOR = 2_048
+# Large payloads: the kernel's memory is not all ours, and of one announcement it may fetch no more than its read-ahead.
+_AHEAD_BYTES = 64 * 1024 * 1024
+_ANNOUNCED_BYTES = 128 * 1024
 _CHUNK_ROWS = 128
 _CHUNK_BYTES = 512 * 1024
 
@@ -92,6 +95,7 @@ class PayloadReader:
         count = manifest.split_rows()[split] if self._check is PayloadCheck.FIRST else 0
         self._checked = np.zeros(-(-count // 8), np.uint8)
         self._ahead_left = 0
+        self._announced: set[int] = set()
         self._probe = bytearray(1)
         cache = files.rows
         self._arrivals = None if cache is None else Arrivals(cache, self._files, rows, in_pieces=in_pieces)
@@ -136,8 +140,13 @@ class PayloadReader:
         """Have rows brought near that will be read next, if they come from afar."""
         if self._arrivals is not None:
             self._arrivals.expect(indexes)
-        elif self._ahead_left:
-            self._announce(range(len(indexes)), self._wanted(indexes))
+        elif len(indexes):
+            wanted = self._wanted(indexes)
+            # What was announced lies in memory by now and says nothing of the next: it is asked for itself.
+            if not self._ahead_left and self._is_on_disk(wanted, len(indexes) - 1):
+                self._ahead_left = _AHEAD_FOR
+            if self._ahead_left:
+                self._announce(_ahead_of(wanted, 0, len(indexes)), wanted)
 
     def _wanted(self, indexes: Int64s, due: list[bool] | None = None) -> "_Wanted":
         offsets, lengths = self._rows.places(indexes)
@@ -145,14 +154,11 @@ class PayloadReader:
 
     def _chunks(self, indexes: Int64s) -> Iterator[list[bytes]]:
         wanted, low = self._wanted(indexes, self._due(indexes)), 0
-        if self._ahead_left:
-            self._announce(range(min(_AHEAD, len(indexes))), wanted)
         while low < len(indexes):
             # Few enough that they are still in the processor's cache when they are used.
             high = min(len(indexes), low + max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // max(1, wanted.lengths[low]))))
             if not self._ahead_left and self._is_on_disk(wanted, high - 1):
                 self._ahead_left = _AHEAD_FOR
-                self._announce(range(low, min(low + _AHEAD, len(indexes))), wanted)
             yield self._chunk(wanted, low, high)
             low = high
 
@@ -161,16 +167,19 @@ class PayloadReader:
         # Held until all are read: none of them closes meanwhile.
         held = {shard: self._files.descriptor(shard) for shard in set(shards)}
         numbers = [held[shard].number for shard in shards]
-        if self._ahead_left or self._check is PayloadCheck.NEVER or wanted.due is not None:
-            return [self._read(wanted, at, numbers[at - low]) for at in range(low, high)]
-        payloads = list(map(os.pread, numbers, lengths, offsets))
-        if list(map(len, payloads)) != lengths:
+        if self._ahead_left:
+            self._announce_ahead(wanted, low, high)
+        if self._check is PayloadCheck.NEVER or wanted.due is not None:
             payloads = [self._read(wanted, at, numbers[at - low]) for at in range(low, high)]
+        else:
+            payloads = list(map(os.pread, numbers, lengths, offsets))
+            if list(map(len, payloads)) != lengths:
+                payloads = [self._read(wanted, at, numbers[at - low]) for at in range(low, high)]
+        if self._announced:
+            self._announced.difference_update(wanted.indexes[low:high])
         return payloads
 
     def _read(self, wanted: "_Wanted", at: int, descriptor: int) -> bytes:
-        if self._ahead_left:
-            self._announce_ahead(at, wanted)
         index, offset, length = wanted.indexes[at], wanted.offsets[at], wanted.lengths[at]
         is_due = wanted.due is not None and wanted.due[at]
         if self._check is PayloadCheck.NEVER:
@@ -228,18 +237,24 @@ class PayloadReader:
             due = (self._checked[indexes >> 3] >> (indexes & 7).astype(np.uint8) & 1) == 0
         return due.tolist() if due.any() else None
 
-    def _announce_ahead(self, at: int, wanted: "_Wanted") -> None:
-        self._ahead_left -= 1
-        if (next_one := at + _AHEAD) < len(wanted.indexes):
-            if not self._ahead_left and self._is_on_disk(wanted, next_one):
-                self._ahead_left = _AHEAD_FOR
-            self._announce(range(next_one, next_one + 1), wanted)
+    def _announce_ahead(self, wanted: "_Wanted", low: int, high: int) -> None:
+        """Announce these rows, if they are not yet, and those behind them."""
+        self._ahead_left = max(0, self._ahead_left - (high - low))
+        if not self._ahead_left and high < len(wanted.indexes):
+            last = min(high + AHEAD_ROWS, len(wanted.indexes)) - 1
+            self._ahead_left = _AHEAD_FOR if self._is_on_disk(wanted, last) else 0
+        self._announce(_ahead_of(wanted, low, high - low + AHEAD_ROWS), wanted)
 
     def _announce(self, rows: range, wanted: "_Wanted") -> None:
-        """Have the kernel fetch some payloads while others are worked on."""
+        """Have the kernel fetch some payloads while others are worked on, each once."""
         for row in rows:
-            number = self._files.descriptor(wanted.shards[row]).number
-            os.posix_fadvise(number, wanted.offsets[row], wanted.lengths[row], os.POSIX_FADV_WILLNEED)
+            if wanted.indexes[row] in self._announced:
+                continue
+            self._announced.add(wanted.indexes[row])
+            number, length = self._files.descriptor(wanted.shards[row]).number, wanted.lengths[row]
+            for start in range(0, length, _ANNOUNCED_BYTES):
+                size = min(_ANNOUNCED_BYTES, length - start)
+                os.posix_fadvise(number, wanted.offsets[row] + start, size, os.POSIX_FADV_WILLNEED)
 
     def _is_on_disk(self, wanted: "_Wanted", row: int) -> bool:
         """Whether a payload's end is not in the kernel's memory; False where the file system does not say."""
@@ -253,3 +268,12 @@ class PayloadReader:
         except OSError:
             return False
         return False
+
+
+def _ahead_of(wanted: _Wanted, low: int, rows: int) -> range:
+    """So many rows from `low` on, or fewer where they are large; at least one."""
+    high, size = low, 0
+    while high < min(low + rows, len(wanted.indexes)) and size < _AHEAD_BYTES:
+        size += wanted.lengths[high]
+        high += 1
+    return range(low, high)

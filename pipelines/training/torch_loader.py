@@ -1,5 +1,6 @@
 """A loader for PyTorch: ready batches of tensors, several workers and ranks, exact state. Torch is imported when it is made."""
 
+import math
 import multiprocessing
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.errors import RefusedError
-from pipelines.training.batches import PAYLOAD, Batch, SetBatches
+from pipelines.training.batches import PAYLOAD, Batch, Pixels, SetBatches
 from pipelines.training.order import EpochState, state_from_bytes
 
 _STATE = "catchment"
@@ -101,13 +102,31 @@ class _Tensors:
         return len(self._batches)
 
     def __getitem__(self, number: int) -> Batch:
-        self._batches.expect(number + max(1, self._workers))
-        batch = {name: _tensor(values) for name, values in self._batches[number].items()}
+        self._batches.expect(number + max(1, self._workers), max(1, self._workers))
+        shared = _SharedPixels() if self._workers else None
+        batch = {name: _tensor(values) for name, values in self._batches.batch(number, shared).items()}
+        if shared is not None and shared.tensor is not None:
+            batch[PAYLOAD] = shared.tensor[: len(batch[PAYLOAD])]
         if self._workers and self._batches.has_bytes:
             # They are in the kernel's memory now, and compared: the process that asked reads them there. Through a pipe they
             # would be copied twice, in pieces of 64 KiB.
             del batch[PAYLOAD]
         return batch
+
+
+class _SharedPixels:
+    """Memory for the pixels of a batch that the process that asked for it sees, too: decoded there, they are not copied."""
+
+    def __init__(self) -> None:
+        self.tensor: Any = None
+
+    def __call__(self, shape: tuple[int, ...]) -> Pixels:
+        torch = import_module("torch")
+        # As torch's own collation does in a worker.
+        storage = torch.UntypedStorage._new_shared(math.prod(shape))  # noqa: SLF001 - there is no public way
+        self.tensor = torch.empty(0, dtype=torch.uint8).set_(storage).reshape(shape)
+        pixels: Pixels = self.tensor.numpy()
+        return pixels
 
 
 def _tensor(values: Any) -> Any:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import pickle
 import sys
 from collections import Counter
@@ -239,6 +240,81 @@ def test_five_thousand_shards_are_each_opened_once(lake: Path) -> None:
         assert sum(1 for _ in split.shuffled(1, epoch)) == len(split)
     shards = [count for name, count in opens.items() if name.endswith(".parquet") and "/" not in name]
     assert (len(shards), max(shards)) == (5_000, 1)
+
+
+@pytest.fixture
+def cold(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What is done to shards in a kernel that says everything is on disk: ("ahead" or "read", offset), in order."""
+    done: list[tuple[str, int]] = []
+    pread = os.pread
+
+    def read(number: int, length: int, offset: int) -> bytes:
+        done.append(("read", offset))
+        return pread(number, length, offset)
+
+    def advise(_number: int, offset: int, _length: int, advice: int) -> None:
+        if advice == os.POSIX_FADV_WILLNEED:
+            done.append(("ahead", offset))
+
+    def probe(*_arguments: object) -> int:
+        raise BlockingIOError
+
+    monkeypatch.setattr(os, "pread", read)
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(os, "preadv", probe)
+    return done
+
+
+@pytest.mark.parametrize(("size", "workers"), [(4, 1), (16, 1), (16, 3), (100, 2)])
+def test_a_disk_is_told_of_samples_across_the_batches_of_a_worker(
+    lake: Path, cold: list[tuple[str, int]], size: int, workers: int
+) -> None:
+    """Each is announced once, and while samples are left there are always as many under way as keep a disk busy."""
+    batches = open_set(built(lake, "payload_length > 0", split=ALL)).numpy(size, seed=2)
+    cold.clear()
+    for worker in range(workers):
+        mine = [number for number in range(len(batches)) if number % workers == worker]
+        other = pickle.loads(pickle.dumps(batches))
+        announced = read = own = 0
+        for number in mine:
+            other.expect(number + workers, workers)
+            own += len(other[number]["index"])
+        log, cold[:] = list(cold), []
+        assert Counter(kind for kind, _ in log) == {"ahead": own, "read": own}
+        assert len({offset for kind, offset in log if kind == "ahead"}) == own
+        for kind, _ in log:
+            announced, read = announced + (kind == "ahead"), read + (kind == "read")
+            assert kind == "ahead" or announced >= min(own, read + min(size, 60))
+
+
+def test_a_disk_is_told_of_samples_across_the_blocks_of_an_epoch(
+    lake: Path, cold: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.training.batches._ORDER_BLOCK", 80)
+    monkeypatch.setattr("pipelines.training.payloads._CHUNK_ROWS", 4)
+    split = open_set(built(lake, "payload_length > 0", split=ALL))
+    cold.clear()
+    assert len(list(split.shuffled(2))) == len(split)
+    assert Counter(kind for kind, _ in cold) == {"ahead": len(split), "read": len(split)}
+    announced, read = 0, 0
+    for kind, _ in cold:
+        announced, read = announced + (kind == "ahead"), read + (kind == "read")
+        assert kind == "ahead" or announced >= min(len(split), read + 60)
+
+
+def test_a_large_payload_is_announced_in_pieces(lake: Path, cold: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one announcement a kernel may fetch no more than its read-ahead, which is 128 KiB where nobody changed it."""
+    monkeypatch.setattr("pipelines.training.payloads._ANNOUNCED_BYTES", 500)
+    monkeypatch.setattr("pipelines.training.payloads._AHEAD_BYTES", 6_000)
+    monkeypatch.setattr("pipelines.training.payloads._CHUNK_BYTES", 1_000)
+    split = open_set(built(lake, "payload_length > 0", split=ALL))
+    cold.clear()
+    total = sum(len(sample.payload or b"") for sample in split)
+    pieces = [offset for kind, offset in cold if kind == "ahead"]
+    assert total // 500 <= len(pieces) == len(set(pieces)) <= total // 500 + len(split)
+    # So many bytes are under way, not so many samples.
+    first = [kind for kind, _ in cold].index("read")
+    assert first <= 6_000 // 500 + 6
 
 
 def _multiply(folder: Path, target: Path, count: int) -> None:
