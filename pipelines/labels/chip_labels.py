@@ -39,9 +39,9 @@ _Floats = npt.NDArray[np.float64]
 class ChipRule:
     """How one class of a chip follows from the shapes on it. Shares are of the chip's part inside the slide.
 
-    `name`: "any" takes the class that covers most, however little; "majority" one that covers more than any other and than what is
-    uncovered, a tie gives none; "centre" that of the smallest shape over the chip's centre; "fraction" the one that covers most,
-    if that is at least `fraction`. Points and lines count for "any" alone.
+    `name`: "any" takes the class that covers most, however little; "majority" one that covers more than any other and than what
+    is uncovered, a tie gives none; "centre" that of the smallest shape over the chip's centre; "fraction" the one that covers
+    most, if that is at least `fraction`. Points and lines count for "any" alone.
     """
 
     name: ChipRuleName = "majority"
@@ -73,7 +73,7 @@ def labels_on_chips(rows: pa.Table, labels: pa.Table, rule: ChipRule) -> ChipLab
     """Carry labels to chips.
 
     Args:
-        rows: of chips: `stream`, the slide's key, `x`, `y`, `width`, `height`, `level`, and where there are, `factor_x`, `factor_y`.
+        rows: of chips: `stream`, the slide's key, `x`, `y`, `width`, `height`, `level`, and if there are `factor_x`, `factor_y`.
         labels: rows of a label table, about the slides.
         rule: gives a chip its class.
 
