@@ -17,6 +17,7 @@ from deltalake import write_deltalake
 from pipelines.lake.lake import lake_at
 from pipelines.mining import picks
 from pipelines.mining.index import EmbeddingIndex
+from pipelines.mining.key_index import KeyIndex
 from pipelines.mining.rows import RowFilter, StreamRows
 
 DIMENSIONS = 128
@@ -60,6 +61,8 @@ def main() -> None:
         index = EmbeddingIndex(rows, "view_embedding", lists_from=1_000 if options.smoke else 50_000)
         began, cpu = time.perf_counter(), time.process_time()
         index.sync()
+        keys = KeyIndex(rows)
+        keys.sync()
         print(f"index of {count:,} x {DIMENSIONS} in {options.files} files: {time.perf_counter() - began:.1f} s"
               f" ({time.process_time() - cpu:.1f} s of CPU)")  # fmt: skip
         everything = RowFilter(rows)
@@ -75,7 +78,7 @@ def main() -> None:
             searched_cpu.append(time.process_time() - cpu)
             began = time.perf_counter()
             sample = f"cam-{at % 50}/1/{at}"
-            found = picks.similar(rows, index, "view_embedding", [sample], FOUND, everything, is_exact=False)
+            found = picks.similar(index, keys, [sample], FOUND, everything, is_exact=False)
             names = [pick.sample for pick in picks.describe(rows, found)[0]]
             whole.append(time.perf_counter() - began)
             wanted = {f"frames/cam-{each % 50}/1/{each}" for each in true.tolist() if each != at}
@@ -84,10 +87,11 @@ def main() -> None:
         search_ms, cpu_ms, bare_ms, whole_ms = (statistics.median(each) * 1e3 for each in (searched, searched_cpu, bare, whole))
         print(f"search {search_ms:.1f} ms ({cpu_ms:.1f} ms of CPU), bare NumPy over all {bare_ms:.1f} ms, "
               f"recall@{FOUND} {recall:.3f}; sample to rows {whole_ms:.0f} ms")  # fmt: skip
-        began = time.perf_counter()
-        picks.rare(rows, "view_embedding", FOUND, everything, seed=0, references=100 if options.smoke else picks.REFERENCES)
+        began, cpu = time.perf_counter(), time.process_time()
+        picks.rare(rows, index, keys, FOUND, everything, seed=0, references=100 if options.smoke else picks.REFERENCES)
         peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"rare: {time.perf_counter() - began:.1f} s; peak {peak_gib:.1f} GiB")
+        took, cpu = time.perf_counter() - began, time.process_time() - cpu
+        print(f"rare: {took:.1f} s ({cpu:.1f} s of CPU); peak {peak_gib:.1f} GiB")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ SLIDE_TAGS = f"{SLIDE_PREFIX}tags"
 MAX_CHIP_BYTES = 256 * 1024 * 1024
 _LONGEST_NAME = 63
 _TEXT, _I32, _I64, _F32 = ColumnType.STRING, ColumnType.INT32, ColumnType.INT64, ColumnType.FLOAT32
+_F64, _BYTES = ColumnType.FLOAT64, ColumnType.BINARY
 
 # In the order in which a chip row has them, between its key and its tags. New ones are appended.
 CHIP_COLUMNS: tuple[Column, ...] = (
@@ -30,6 +31,24 @@ CHIP_COLUMNS: tuple[Column, ...] = (
     Column("media_type", _TEXT, description="How the chip's picture is encoded"),
     Column("zarr_path", _TEXT, description="Array of all chips of the slide; this chip is its item chip_index"),
     Column("left_out", _TEXT, description="The other images of the slide's file, which are not cut"),
+    Column("plane", _I32, description="Number of the plane of a stack; 0 where there is one"),
+    Column("z", _I32, description="Depth of the plane; null without such an axis"),
+    Column("t", _I32, description="Time step of the plane; null without such an axis"),
+    Column("valid", _F32, description="Share of pixels that hold something: no nodata, not masked, not transparent"),
+    Column("mask", _BYTES, description="The file's own mask of the chip as gray PNG; null where it has none"),
+    Column("level0_x", _I64, unit="px", description="Left edge in the full image"),
+    Column("level0_y", _I64, unit="px", description="Upper edge in the full image"),
+    Column("factor_x", _F64, description="Pixels of the full image to one of the chip, across"),
+    Column("factor_y", _F64, description="Pixels of the full image to one of the chip, down"),
+    Column("mpp_x", _F64, unit="um", description="Width of one of the chip's pixels; null where the file does not say"),
+    Column("mpp_y", _F64, unit="um", description="Height of one of the chip's pixels; null where the file does not say"),
+    Column("transform", ColumnType.LIST_FLOAT64, description="Six numbers a to f: x = a col + b row + c, y = d col + e row + f"),
+    Column("crs", _TEXT, description="Coordinate system of transform and footprint, such as EPSG:32633"),
+    Column("footprint", _BYTES, description="Outline of the part inside the slide, as WKB"),
+    Column("orientation", _I32, description="EXIF orientation of the file; chips keep the stored order of pixels"),
+    Column("icc_sha256", _TEXT, description="SHA-256 of the file's colour profile, which the array's attributes hold"),
+    Column("converted", _TEXT, description="How pixels differ from the stored ones; empty where they do not"),
+    Column("method", _TEXT, description="How the picture was made: exact or reencode"),
 )
 CHIP_MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/jp2", "image/tiff")
 

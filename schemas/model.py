@@ -10,6 +10,7 @@ import msgspec
 
 from schemas.errors import SchemaError
 from schemas.ids import encode_json
+from schemas.model_origin import ModelOrigin
 from schemas.rollout import MODEL_NAME
 
 MAX_PIXELS = 16_777_216
@@ -68,6 +69,7 @@ class ModelSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         golden: the answers to the golden input (`golden_input`), as the publisher's machine gave them; empty: only
             checked to be finite.
         tolerance: how far an answer may be off, absolutely, on another machine.
+        origin: where it comes from; None: nobody said.
     """
 
     name: str
@@ -78,6 +80,7 @@ class ModelSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     softmax: bool = False
     golden: tuple[float, ...] = ()
     tolerance: float = 0.01
+    origin: ModelOrigin | None = None
 
     def __post_init__(self) -> None:
         if not MODEL_NAME.fullmatch(self.name) or self.version < 1 or not _OUTPUT.fullmatch(self.output):

@@ -8,6 +8,7 @@ import msgspec
 
 from schemas.errors import SchemaError
 from schemas.ids import MAX_EPOCH, MAX_SEQ, StreamName, encode_json
+from schemas.model_tally import ModelTally
 
 MAX_REPORTED_BYTES = 4 * 1024 * 1024
 
@@ -56,6 +57,7 @@ class ModelReport(msgspec.Struct, frozen=True):
         reason: why.
         refused: versions never to try again.
         on_probation: whether the version that runs has yet to prove itself.
+        tallies: sums of the version that runs, and of the one that ran before it.
     """
 
     name: str
@@ -64,6 +66,7 @@ class ModelReport(msgspec.Struct, frozen=True):
     reason: str = ""
     refused: tuple[int, ...] = ()
     on_probation: bool | msgspec.UnsetType = msgspec.UNSET  # absent on the wire where it has proved itself
+    tallies: tuple[ModelTally, ...] | msgspec.UnsetType = msgspec.UNSET  # absent where no version was asked anything
 
 
 class PolicyReport(msgspec.Struct, frozen=True):

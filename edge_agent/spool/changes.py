@@ -250,16 +250,38 @@ def _is_held(db: sqlite3.Connection, stream: str, epoch: int) -> bool:
 
 
 def _note_refusals(db: sqlite3.Connection, receipt: Receipt) -> None:
-    """Remember what the core refuses; a page of a receipt tells of some streams, a whole one of all."""
+    """Remember what the core refuses; a page of a receipt tells of some streams, all pages of one run tell of all."""
     known = {row[0]: row for row in db.execute("SELECT stream, quarantined, committed, in_row, reason FROM refused")}
     refusals = {
         stream: (stream, one.quarantined, one.committed, one.in_row, one.reason[:MAX_REASON_CHARS])
         for stream, one in receipt.refused.items()
     }
-    gone = known.keys() - refusals.keys() if receipt.pages == 1 else set()
-    db.executemany("DELETE FROM refused WHERE stream = ?", [(stream,) for stream in sorted(gone)])
     news = [row for stream, row in refusals.items() if known.get(stream) != row]
     db.executemany("INSERT OR REPLACE INTO refused VALUES (?,?,?,?,?)", news)
+    named = _named_in_pages(db, receipt)
+    gone = known.keys() - named if named is not None else set()
+    db.executemany("DELETE FROM refused WHERE stream = ?", [(stream,) for stream in sorted(gone)])
+
+
+def _named_in_pages(db: sqlite3.Connection, page: Receipt) -> set[str] | None:
+    """Note a page of a receipt; the streams that all of its pages name once the last of them is here in any order, else None.
+
+    They are kept in the spool, because an agent may be started anew between two pages. A whole receipt ends what was noted.
+    """
+    if page.pages == 1:
+        if db.execute("SELECT 1 FROM receipt_page LIMIT 1").fetchone() is not None:
+            db.execute("DELETE FROM refused_in_page")
+            db.execute("DELETE FROM receipt_page")
+        return set(page.refused)
+    same = (page.run, page.pages)
+    db.execute("DELETE FROM receipt_page WHERE run <> ? OR pages <> ? OR page = ?", (*same, page.page))
+    db.execute("DELETE FROM refused_in_page WHERE page NOT IN (SELECT page FROM receipt_page)")
+    db.execute("INSERT INTO receipt_page VALUES (?,?,?)", (page.page, *same))
+    db.executemany("INSERT INTO refused_in_page VALUES (?,?)", [(stream, page.page) for stream in sorted(page.refused)])
+    (here,) = db.execute("SELECT count(*) FROM receipt_page WHERE page < ?", (page.pages,)).fetchone()
+    if here < page.pages:
+        return None
+    return {row[0] for row in db.execute("SELECT stream FROM refused_in_page")}
 
 
 def set_state(db: sqlite3.Connection, ids: Iterable[int], state: State, reason: str = "") -> None:

@@ -20,6 +20,7 @@ from pipelines.labels.resolve import resolved_classes
 from pipelines.labels.table import read_labels
 from pipelines.mining import picks
 from pipelines.mining.index import EmbeddingIndex, IndexState
+from pipelines.mining.key_index import KeyIndex
 from pipelines.mining.rows import KEY, RowFilter, StreamRows
 from pipelines.mining.vectors import embedding_column
 from pipelines.policy.contact_sheet import Sheet
@@ -115,9 +116,8 @@ def similar(  # noqa: PLR0913, PLR0917 - one argument for each option of the com
     targets = PickTargets(sheet, ids, queue, kind, output, pictures)
     found = MiningSite.open(lake, config, stream, where, queue)
     chosen = embedding_column(found.rows.schema, column)
-    index = EmbeddingIndex(found.rows, chosen)
-    state = index.sync()
-    picked = picks.similar(found.rows, index, chosen, samples, count, found.only, is_exact=exact)
+    index, keys, state = _indexes(found.rows, chosen)
+    picked = picks.similar(index, keys, samples, count, found.only, is_exact=exact)
     _finish(found, picked, targets, f"like {', '.join(samples)[:120]}", as_json=as_json, index=state)
 
 
@@ -144,8 +144,9 @@ def rare(  # noqa: PLR0913, PLR0917 - one argument for each option of the comman
     targets = PickTargets(sheet, ids, queue, kind, output, pictures)
     found = MiningSite.open(lake, config, stream, where, queue)
     chosen = embedding_column(found.rows.schema, column)
-    picked = picks.rare(found.rows, chosen, count, found.only, seed=seed, references=references)
-    _finish(found, picked, targets, "rare", as_json=as_json)
+    index, keys, state = _indexes(found.rows, chosen)
+    picked = picks.rare(found.rows, index, keys, count, found.only, seed=seed, references=references)
+    _finish(found, picked, targets, "rare", as_json=as_json, index=state)
 
 
 def uncertain(  # noqa: PLR0913, PLR0917 - one argument for each option of the command
@@ -192,6 +193,14 @@ def disagreeing(  # noqa: PLR0913, PLR0917 - one argument for each option of the
     columns = tuple(part.strip() for part in between.split(",") if part.strip())
     picked = picks.disagreeing(found.rows, columns, count, found.only, _classes(found, task) if task else None)
     _finish(found, picked, targets, "disagreeing", as_json=as_json)
+
+
+def _indexes(rows: StreamRows, column: str) -> tuple[EmbeddingIndex, KeyIndex, IndexState]:
+    """The vectors and the keys of a stream's live files; what has left the lake leaves them, too."""
+    index, keys = EmbeddingIndex(rows, column), KeyIndex(rows)
+    state = index.sync()
+    keys.sync()
+    return index, keys, state
 
 
 def _classes(found: MiningSite, task: str) -> pl.DataFrame:

@@ -47,7 +47,7 @@ ROOMS = {
     "uncertain": CommandGroup("pipelines.commands.mining", "uncertain", "Samples of which a model is least sure."),
     "disagreeing": CommandGroup("pipelines.commands.mining", "disagreeing", "Samples on which models, or people, disagree."),
     "label": CommandGroup("pipelines.commands.label", "label_app", "Labels from and for labelling tools."),
-    "model": CommandGroup("pipelines.commands.rollout", "model_app", "Sign and publish models; serve them to devices."),
+    "model": CommandGroup("pipelines.commands.model", "model_app", "Sign and publish models; serve them to devices."),
     "rollout": CommandGroup(
         "pipelines.commands.rollout", "rollout_app", "Roll a model out to cohorts of devices, watch it, halt it."
     ),

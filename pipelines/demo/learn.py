@@ -252,5 +252,5 @@ def publish(commands: DemoCommands, site: DemoSite, model: TrainedModel) -> Path
     path.write_bytes(model.onnx)
     core = ("-c", str(site.core_config))
     commands.run("catchment", "model", "publish", MODEL, str(path), "--labels", ",".join(model.labels), *core)
-    commands.run("catchment", "rollout", "start", MODEL, "--cohort", "all", *core)
+    commands.run("catchment", "rollout", "start", MODEL, "--cohort", "all", "--waves", "none", *core)
     return path

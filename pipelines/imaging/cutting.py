@@ -1,43 +1,104 @@
 """Cut a band of chips out of decoded tiles: arrays, how much of each chip is background, and encoded pictures."""
 
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.imaging.reader import Pixels, TiffLevel
-from pipelines.imaging.tiling import Band, Grid, last_chip
+from pipelines.imaging.codecs import Samples
+from pipelines.imaging.encoding import encoder, mask_png
+from pipelines.imaging.facts import ImageFacts
+from pipelines.imaging.reader import TiffLevel
+from pipelines.imaging.tiling import Band, Grid, TileWindow, last_chip
 
 NEAR_WHITE = 235
 NEAR_BLACK = 20
-_JPEG_QUALITY = 90
-_PNG_LEVEL = 3
 _MAX_THREADS = 4
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Chips:
-    """The chips of a band: pixels (n, size, size, channels), background shares (n), encoded pictures (n)."""
+    """The chips of a band.
+
+    Attributes:
+        first_index: number of the first.
+        pixels: (n, size, size, channels).
+        background: share of each that is near white or near black.
+        valid: share of each that holds something: neither nodata, nor masked, nor wholly transparent.
+        masks: which pixels of each the file's mask lets through, as PNG; None where it has no mask.
+        encoded: each as a picture.
+    """
 
     first_index: int
-    pixels: Pixels
+    pixels: Samples
     background: Floats
+    valid: Floats
+    masks: tuple[bytes | None, ...]
     encoded: tuple[bytes, ...]
 
 
-def media_type(lossy: bool) -> str:
-    """Pixels that went through a lossy codec become JPEG; exact ones stay exact, as PNG."""
-    return "image/jpeg" if lossy else "image/png"
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """What is made of one chip besides its pixels."""
+
+    background: float
+    valid: float
+    mask: bytes | None
+    encoded: bytes
+
+
+class _PlaneTiles:
+    """The decoded tiles of one plane that chips still need."""
+
+    def __init__(self, level: TiffLevel, grid: Grid, plane: int) -> None:
+        self._level = level
+        self._grid = grid
+        self._plane = plane
+        self._tiles: dict[int, Samples] = {}
+
+    def load(self, windows: Iterable[TileWindow], pool: ThreadPoolExecutor) -> int:
+        """Decode the tiles under these windows that are not there, each once; how many were decoded."""
+        wanted = {tile for window in windows for tile in self._level.tiles.under(window)}
+        missing = sorted(wanted - set(self._tiles))
+        # A picture that is read from top to bottom has one reader.
+        mapped = map(self._decode, missing) if self._level.is_sequential else pool.map(self._decode, missing)
+        self._tiles.update(zip(missing, mapped, strict=True))
+        return len(missing)
+
+    def _decode(self, tile: int) -> Samples:
+        return self._level.decode(tile, self._plane)
+
+    def fill(self, chip: Samples, window: TileWindow) -> bool:
+        """Copy what lies under `window` to the upper left of a chip; whether it is all of one blank colour."""
+        value: bytes | None = None
+        is_blank = True
+        for tile in self._level.tiles.under(window):
+            box, source = self._level.tiles.box(tile), self._tiles[tile]
+            left, right = max(window.x, box.x), min(window.x + window.width, box.x + box.width)
+            top, bottom = max(window.y, box.y), min(window.y + window.height, box.y + box.height)
+            part = source[top - box.y : bottom - box.y, left - box.x : right - box.x]
+            chip[top - window.y : bottom - window.y, left - window.x : right - window.x] = part
+            colour = source[0, 0].tobytes() if is_blank and not any(source.strides[:2]) else None
+            is_blank = colour is not None and value in (None, colour)
+            value = colour
+        return is_blank
+
+    def forget_before(self, chip: int) -> None:
+        """Drop the tiles that no chip of this plane from `chip` on needs."""
+        tiles = self._level.tiles
+        for tile in [tile for tile in self._tiles if last_chip(self._grid, tiles.box(tile)) < chip]:
+            del self._tiles[tile]
 
 
 class Cutter:
     """Cuts band after band of one level. A tile is decoded once, and kept until the last chip that needs it is cut.
 
-    So it holds about one row of chips of the image, whatever the overlap, and the chips of one band.
+    So it holds about one row of chips of the image, whatever the overlap, and the chips of one band. Chips of the planes of a
+    stack follow each other: chip `p * grid.count + i` is chip `i` of plane `p`.
 
     Args:
         level: the image.
@@ -49,8 +110,16 @@ class Cutter:
         self.tiles_decoded = 0
         self.level = level
         self.grid = grid
-        self._tiles: dict[int, Pixels] = {}
+        self._planes: dict[int, _PlaneTiles] = {}
+        self._mask = _PlaneTiles(level.mask, grid, 0) if level.mask is not None else None
+        self._encode = encoder(level.facts)
+        self._blank: dict[bytes, _Cut] = {}
         self._threads = threads or min(_MAX_THREADS, os.cpu_count() or 1)
+
+    @property
+    def count(self) -> int:
+        """Chips of all planes."""
+        return self.grid.count * len(self.level.facts.planes)
 
     def cut(self, band: Band) -> Chips:
         """The chips of a band. Bands come in rising order; those that are not wanted are left out.
@@ -58,46 +127,87 @@ class Cutter:
         Raises:
             UnreadableImageError: a tile cannot be decoded.
         """
-        grid, size, lossy = self.grid, self.grid.size, self.level.facts.lossy
-        self._forget_before(band.first)
-        pixels: Pixels = np.zeros((band.end - band.first, size, size, self.level.facts.channels), np.uint8)
-        background = np.zeros(len(pixels), np.float32)
-
-        def one(index: int) -> bytes:
-            """Everything that is done to one chip, while it lies in the processor's cache."""
-            chip, window = pixels[index - band.first], grid.window(index)
-            self._fill(chip, index)
-            background[index - band.first] = background_share(chip[: window.height, : window.width])
-            return _jpeg(chip) if lossy else _png(chip)
-
+        facts, size = self.level.facts, self.grid.size
+        pixels: Samples = np.zeros((band.end - band.first, size, size, facts.channels), facts.dtype)
+        made: list[_Cut] = []
         with ThreadPoolExecutor(self._threads) as pool:
-            wanted = {tile for index in range(band.first, band.end) for tile in self.level.tiles.under(grid.window(index))}
-            missing = sorted(wanted - set(self._tiles))
-            for tile, found in zip(missing, pool.map(self.level.decode, missing), strict=True):
-                self._tiles[tile] = found
-                self.tiles_decoded += 1
-            encoded = tuple(pool.map(one, range(band.first, band.end)))
-        self._forget_before(band.end)
-        return Chips(band.first, pixels, background, encoded)
+            for plane, first, end in self._parts(band):
+                tiles = self._tiles_of(plane, first)
+                windows = [self.grid.window(index) for index in range(first, end)]
+                self.tiles_decoded += tiles.load(windows, pool)
+                if self._mask is not None:
+                    self._mask.load(windows, pool)
+                place = plane * self.grid.count + first - band.first
+                part = pixels[place : place + len(windows)]
+                made.extend(pool.map(self._one, part, windows, [tiles] * len(windows)))
+                self._forget(plane, end)
+        return _gathered(band.first, pixels, made)
 
-    def _fill(self, chip: Pixels, index: int) -> None:
-        window = self.grid.window(index)
-        for tile in self.level.tiles.under(window):
-            box, source = self.level.tiles.box(tile), self._tiles[tile]
-            left, right = max(window.x, box.x), min(window.x + window.width, box.x + box.width)
-            top, bottom = max(window.y, box.y), min(window.y + window.height, box.y + box.height)
-            part = source[top - box.y : bottom - box.y, left - box.x : right - box.x]
-            chip[top - window.y : bottom - window.y, left - window.x : right - window.x] = part
+    def _parts(self, band: Band) -> Iterator[tuple[int, int, int]]:
+        """A band as planes, each with its first chip and end within the plane."""
+        for plane in range(band.first // self.grid.count, (band.end - 1) // self.grid.count + 1):
+            start = plane * self.grid.count
+            yield plane, max(band.first - start, 0), min(band.end - start, self.grid.count)
 
-    def _forget_before(self, chip: int) -> None:
-        """Drop the tiles that no chip from `chip` on needs."""
-        tiles = self.level.tiles
-        for tile in [tile for tile in self._tiles if last_chip(self.grid, tiles.box(tile)) < chip]:
-            del self._tiles[tile]
+    def _tiles_of(self, plane: int, first: int) -> _PlaneTiles:
+        for other in [other for other in self._planes if other != plane]:
+            del self._planes[other]
+        if plane not in self._planes:
+            self._planes[plane] = _PlaneTiles(self.level, self.grid, plane)
+        self._forget(plane, first)
+        return self._planes[plane]
+
+    def _forget(self, plane: int, chip: int) -> None:
+        self._planes[plane].forget_before(chip)
+        if self._mask is not None:
+            self._mask.forget_before(chip)
+
+    def _one(self, chip: Samples, window: TileWindow, tiles: _PlaneTiles) -> _Cut:
+        """Everything that is done to one chip, while it lies in the processor's cache."""
+        is_blank = tiles.fill(chip, window) and self._mask is None
+        inside = chip[: window.height, : window.width]
+        key = b"%d %d " % inside.shape[:2] + inside[0, 0].tobytes()
+        if is_blank and key in self._blank:
+            return self._blank[key]
+        mask = None if self._mask is None else self._mask_under(self._mask, window)
+        valid = valid_pixels(inside, self.level.facts, None if mask is None else mask[: window.height, : window.width])
+        share = 1.0 if valid is None else float(np.count_nonzero(valid) / valid.size)
+        made = _Cut(background_share(inside), share, None if mask is None else mask_png(mask), self._encode(chip))
+        if is_blank:
+            self._blank[key] = made
+        return made
+
+    def _mask_under(self, tiles: _PlaneTiles, window: TileWindow) -> Samples:
+        found = np.zeros((self.grid.size, self.grid.size, 1), np.uint8)
+        tiles.fill(found, window)
+        return found[..., 0] > 0
 
 
-def background_share(pixels: Pixels) -> float:
-    """The share of pixels whose channels are all near white, or all near black; every second pixel each way is looked at."""
+def _gathered(first: int, pixels: Samples, made: Sequence[_Cut]) -> Chips:
+    background = np.array([one.background for one in made], np.float32)
+    valid = np.array([one.valid for one in made], np.float32)
+    return Chips(first, pixels, background, valid, tuple(one.mask for one in made), tuple(one.encoded for one in made))
+
+
+def valid_pixels(pixels: Samples, facts: ImageFacts, mask: Samples | None) -> npt.NDArray[np.bool_] | None:
+    """Which pixels hold something; None where all do. As in GDAL, a mask goes before alpha, and alpha before nodata."""
+    if mask is not None:
+        return np.asarray(mask, np.bool_)
+    if facts.has_alpha:
+        return np.asarray(pixels[..., -1] > 0)
+    if facts.nodata is None:
+        return np.asarray(~np.isnan(pixels).all(axis=2)) if np.issubdtype(pixels.dtype, np.floating) else None
+    is_nothing = np.isnan(pixels) if np.isnan(facts.nodata) else pixels == np.asarray(facts.nodata).astype(pixels.dtype)
+    return np.asarray(~is_nothing.all(axis=2))
+
+
+def background_share(pixels: Samples) -> float:
+    """The share of pixels whose channels are all near white, or all near black; every second pixel each way is looked at.
+
+    Only samples of 8 bits have a white and a black that all programs agree on; of others it is NaN.
+    """
+    if pixels.dtype != np.uint8:
+        return float("nan")
     looked_at = pixels[::2, ::2]
     white, black = looked_at >= NEAR_WHITE, looked_at <= NEAR_BLACK
     all_white, all_black = white[..., 0], black[..., 0]
@@ -105,15 +215,3 @@ def background_share(pixels: Pixels) -> float:
         all_white, all_black = all_white & white[..., channel], all_black & black[..., channel]
     plain = int(np.count_nonzero(all_white | all_black))
     return plain / all_white.size
-
-
-def _jpeg(chip: Pixels) -> bytes:
-    return bytes(imagecodecs.jpeg8_encode(_squeezed(chip), level=_JPEG_QUALITY, subsampling="444"))
-
-
-def _png(chip: Pixels) -> bytes:
-    return bytes(imagecodecs.png_encode(_squeezed(chip), level=_PNG_LEVEL))
-
-
-def _squeezed(chip: Pixels) -> Pixels:
-    return chip[:, :, 0] if chip.shape[2] == 1 else chip

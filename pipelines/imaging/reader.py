@@ -1,98 +1,101 @@
-"""Read tiles or strips out of a huge TIFF, each by itself.
-
-tifffile parses; libvips decodes JPEG, strictly, and imagecodecs the rest. No other image format is tried.
-
-The size that a JPEG claims is read from its markers alone: a decoder believes it, and takes the memory for it.
-"""
+"""Read tiles or strips out of a huge TIFF, each by itself. tifffile parses; `codecs` decodes."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
-import pyvips
 import tifffile
 
 from pipelines.errors import UnreadableImageError
-from pipelines.imaging import picture_loader as _only_some_loaders  # noqa: F401  # blocks those that were not made for this
-from pipelines.imaging.header import ImageFacts, Source, check_chain, check_tiles, image_facts, slide_level
+from pipelines.imaging.choice import Choice, Layer, choose_image
+from pipelines.imaging.codecs import SLACK_BYTES, Samples, decode_segment
+from pipelines.imaging.describe import image_facts
+from pipelines.imaging.facts import ImageFacts
+from pipelines.imaging.header import Source, check_chain, check_tiles
 from pipelines.imaging.tiling import TileGrid
 
-Pixels = npt.NDArray[np.uint8]
-MAX_SCANS = 100
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_SLACK_BYTES = 64 * 1024
-_START_OF_SCAN = 0xDA
-_FRAME_HEADS = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
-_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
-_IS_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x80\x00\x00\x00\x00"  # APP14: the transform is none
+_BLANK_RANGE = 4
 
 
 class TiffLevel:
-    """One pyramid level of an open TIFF. Threads may share it."""
+    """One pyramid level of an open TIFF, with all its planes. Threads may share it.
 
-    def __init__(self, page: Any, facts: ImageFacts, source: Source) -> None:
+    Args:
+        facts: what the header says.
+        layers: of each plane.
+        source: the file.
+        mask: its internal mask, a level of one plane; None without one.
+    """
+
+    is_sequential = False
+
+    def __init__(
+        self, facts: ImageFacts, layers: Sequence[Sequence[Layer]], source: Source, mask: "TiffLevel | None" = None
+    ) -> None:
+        page = layers[0][0].page
         self.facts = facts
-        self.tiles = TileGrid(facts.width, facts.height, int(page.chunks[1]), int(page.chunks[0]))
-        self._page = page
+        self.mask = mask
+        self.tiles = _tile_grid(page)
+        self._layers = layers
         self._source = source
+        self._samples = facts.channels // len(layers[0])
+        self._segment_bytes = self.tiles.tile_width * self.tiles.tile_height * self._samples * page.dtype.itemsize
+        every = [layer for plane in layers for layer in plane]
+        self._shared = check_tiles(every, self.tiles, self._segment_bytes, source.length)
+        self._blank: dict[int, Samples] = {}
 
-    def decode(self, tile: int) -> Pixels:
+    def decode(self, tile: int, plane: int = 0) -> Samples:
         """One tile or strip as an array (rows, columns, channels), without the padding beyond the image's edge.
 
+        A tile that the file leaves out, or names for many places, takes no memory.
+
         Raises:
-            UnreadableImageError: it is damaged, cut off, or larger than the header says.
+            UnreadableImageError: it is damaged, cut off, or of another size than the header says.
         """
         with _reasons(f"tile {tile}: pixels cannot be decoded"):
-            return self._decode(tile)
+            parts = [self._layer(layer, tile) for layer in self._layers[plane]]
+            return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
-    def _decode(self, tile: int) -> Pixels:
-        page, box, facts = self._page, self.tiles.box(tile), self.facts
-        start, size = page.dataoffsets[tile], page.databytecounts[tile]
-        if size > int(np.prod(page.chunks)) * 2 + _SLACK_BYTES:
-            raise UnreadableImageError(f"tile {tile} of {size} bytes is larger than its pixels")
+    def _layer(self, layer: Layer, tile: int) -> Samples:
+        box, facts = self.tiles.box(tile), self.facts
+        start, size = int(layer.offsets[tile]), int(layer.sizes[tile])
         if not size:
-            return np.full((box.height, box.width, facts.channels), facts.fill, np.uint8)
+            return np.broadcast_to(np.asarray(facts.fill, facts.dtype), (box.height, box.width, self._samples))
+        known = self._blank.get(start)
+        if known is not None:
+            return np.broadcast_to(known, (box.height, box.width, self._samples))
+        if size > self._segment_bytes * 2 + SLACK_BYTES:
+            raise UnreadableImageError(f"tile {tile} of {size} bytes is larger than its pixels")
         body = self._source.read(start, size)
         if len(body) != size:
             raise UnreadableImageError(f"tile {tile} lies outside the image's own bytes")
-        if facts.lossy:
-            found = self._decode_jpeg(tile, body)[: box.height, : box.width]
-        else:
-            pixels, _place, _ = page.decode(body, tile)
-            found = np.asarray(pixels[0, : box.height, : box.width], np.uint8)
+        found = decode_segment(layer.page, body, layer.first + tile, self._samples, is_rgb=facts.is_rgb)
+        found = self._turned(found[: box.height, : box.width])
         if found.shape[:2] != (box.height, box.width):
             raise UnreadableImageError(f"tile {tile} has fewer pixels than the header says")
-        return found if facts.lossy or facts.scale == 1 else np.multiply(found, facts.scale, dtype=np.uint8)
+        return self._shared_once(found, start, tile) if start in self._shared else found
 
-    def _decode_jpeg(self, tile: int, body: bytes) -> Pixels:
-        """Decode strictly: data that is cut short or damaged is only a warning to most decoders, and comes out gray."""
-        scans = body.count(b"\xff\xda")
-        if scans > MAX_SCANS:
-            raise UnreadableImageError(f"tile {tile} has {scans} scans, above {MAX_SCANS}")
-        if not self._modest(body):
-            raise UnreadableImageError(f"tile {tile} claims another size than the header says")
-        if not body.rstrip(b"\0").endswith(b"\xff\xd9"):
-            raise UnreadableImageError(f"tile {tile}: pixels cannot be decoded: its JPEG data has no end")
-        tables = self._page.jpegtables or b""
-        is_bare = b"JFIF" not in body[:64] and b"Adobe" not in body[:64] and b"Adobe" not in tables
-        marker = _IS_RGB if self.facts.is_rgb and self.facts.channels > 1 and is_bare else b""
-        whole = body[:2] + marker + tables[2:-2] + body[2:]
-        strict = pyvips.Image.jpegload_buffer(whole, fail_on="warning")
-        found: Pixels = np.ndarray((strict.height, strict.width, strict.bands), np.uint8, strict.write_to_memory())
-        if self.facts.is_rgb and not is_bare:  # what the tile says of its colours may be wrong, and the header is right
-            pixels, _, _ = self._page.decode(body, tile, jpegtables=self._page.jpegtables, jpegheader=self._page.jpegheader)
-            found = np.asarray(pixels[0], np.uint8)
-        if found.shape[2] != self.facts.channels:
-            raise UnreadableImageError(f"tile {tile} has {found.shape[2]} channels where the header says {self.facts.channels}")
+    def _shared_once(self, found: Samples, start: int, tile: int) -> Samples:
+        """A tile that is named for many places is one colour, or the file is damaged or an attack."""
+        spread = found.max(axis=(0, 1)).astype(np.float64) - found.min(axis=(0, 1))
+        if not (spread <= _BLANK_RANGE).all():
+            raise UnreadableImageError(f"tile {tile} is not blank, and its bytes are those of other tiles too")
+        if not spread.any():
+            self._blank[start] = found[0, 0].copy()
+            return np.broadcast_to(self._blank[start], found.shape)
         return found
 
-    def _modest(self, body: bytes) -> bool:
-        """Whether a JPEG is no larger than its tile; a decoder takes the memory for whatever it claims."""
-        claimed = jpeg_size(body)
-        return claimed is not None and claimed[0] <= self._page.chunks[0] and claimed[1] <= self._page.chunks[1]
+    def _turned(self, found: Samples) -> Samples:
+        """Gray of few bits covers black to white; white that is zero becomes the largest value."""
+        facts = self.facts
+        if found.dtype == np.bool_:
+            found = found.astype(np.uint8)
+        if facts.scale > 1:
+            found = np.multiply(found, facts.scale, dtype=np.uint8)
+        return np.iinfo(found.dtype).max - found if facts.is_inverted else found
 
 
 @contextmanager
@@ -111,10 +114,27 @@ def open_level(file: BinaryIO, offset: int, length: int, level: int, max_pixels:
             tiff = tifffile.TiffFile(file, offset=offset, size=length, _multifile=False)
         with tiff:
             with _reasons("header cannot be read"):
-                page, left_out = slide_level(tiff, level)
-                facts = image_facts(tiff, page, max_pixels, left_out)
-                check_tiles(page, facts, length)
-            yield TiffLevel(page, facts, source)
+                choice = choose_image(tiff, level)
+                facts = image_facts(tiff, choice, max_pixels)
+                opened = TiffLevel(facts, choice.layers, source, _mask(choice, source))
+            yield opened
+
+
+def _mask(choice: Choice, source: Source) -> TiffLevel | None:
+    page = choice.mask
+    if page is None:
+        return None
+    if int(page.samplesperpixel) != 1 or str(page.dtype) not in ("bool", "uint8"):
+        raise UnreadableImageError(f"a transparency mask of {page.samplesperpixel} channels ({page.dtype})")
+    layer = Layer(page, 0, np.asarray(page.dataoffsets, np.int64), np.asarray(page.databytecounts, np.int64))
+    return TiffLevel(ImageFacts(int(page.imagewidth), int(page.imagelength), 1), ((layer,),), source)
+
+
+def _tile_grid(page: Any) -> TileGrid:
+    width, height = int(page.imagewidth), int(page.imagelength)
+    if page.is_tiled:
+        return TileGrid(width, height, int(page.tilewidth), int(page.tilelength))
+    return TileGrid(width, height, width, min(int(page.rowsperstrip), height))
 
 
 @contextmanager
@@ -126,20 +146,3 @@ def _reasons(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UnreadableImageError(f"{what}: {type(error).__name__}: {error}"[:400]) from error
-
-
-def jpeg_size(body: bytes) -> tuple[int, int] | None:
-    """Height and width in the frame header; None where there is none before the picture's data begins."""
-    at = 2
-    while at + 4 <= len(body) and body[at] == 0xFF:
-        marker = body[at + 1]
-        if marker == 0xFF or marker in _STANDALONE:
-            at += 1 if marker == 0xFF else 2
-            continue
-        if marker == _START_OF_SCAN:
-            return None
-        if marker in _FRAME_HEADS:
-            head = body[at + 5 : at + 9]
-            return (int.from_bytes(head[:2], "big"), int.from_bytes(head[2:], "big")) if len(head) == 4 else None
-        at += 2 + int.from_bytes(body[at + 2 : at + 4], "big")
-    return None

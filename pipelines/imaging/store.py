@@ -3,11 +3,14 @@
 What goes into chip cutting and what comes out of it.
 """
 
+import base64
 import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
@@ -16,6 +19,7 @@ from catchment.runtime.atomic_files import sync_file, sync_folder
 from pipelines.contracts.arrow import arrow_type
 from pipelines.errors import CorruptLakeError
 from pipelines.imaging.cutting import Chips
+from pipelines.imaging.facts import ImageFacts
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import CHIPS, cut_folder, cut_prefix
 from pipelines.lake.payload import PayloadShard, write_payload_shard
@@ -130,25 +134,26 @@ class ChipPlace:
         return f"streams/{self.stream}_chips/{cut_prefix(self.cut)}-{self.number}.parquet"
 
 
-def create_array(lake: Lake, place: ChipPlace, shape: tuple[int, int, int, int], shard_chips: int) -> None:
+def create_array(lake: Lake, place: ChipPlace, shape: tuple[int, int, int, int], shard_chips: int, facts: ImageFacts) -> None:
     """Create the array (chips, height, width, channels): one chip an inner chunk, one band a shard.
 
     An equal one stays, with the bands that an earlier try has finished; of another one nothing is kept.
     """
     path = lake.root / place.zarr
-    if path.exists() and _fits(path, shape, shard_chips):
+    if path.exists() and _fits(path, shape, shard_chips, facts):
         return
     discard(lake, place)
     path.parent.mkdir(parents=True, exist_ok=True)
     zarr.create_array(
         store=str(path),
         shape=shape,
-        dtype="uint8",
+        dtype=facts.dtype,
         chunks=(1, *shape[1:]),
         shards=(shard_chips, *shape[1:]),
         compressors=[ZstdCodec(level=1), Crc32cCodec()],
         fill_value=0,
         dimension_names=["chip", "y", "x", "channel"],
+        attributes=_attributes(facts),
         zarr_format=3,
     )
     _sync_file(path / "zarr.json")
@@ -195,12 +200,27 @@ def discard(lake: Lake, place: ChipPlace) -> None:
     shutil.rmtree(lake.root / place.zarr, ignore_errors=True)
 
 
-def _fits(path: Path, shape: tuple[int, int, int, int], shard_chips: int) -> bool:
+def _attributes(facts: ImageFacts) -> dict[str, Any]:
+    """What rows do not hold: names of channels, the colour table and the colour profile."""
+    attributes: dict[str, Any] = {"colours": str(facts.colours)}
+    if facts.channel_names:
+        attributes["channel_names"] = list(facts.channel_names)
+    if facts.nodata is not None and np.isfinite(facts.nodata):
+        attributes["nodata"] = facts.nodata
+    if facts.palette:
+        attributes["palette_rgb"] = list(facts.palette)
+    if facts.icc:
+        attributes["icc_profile_base64"] = base64.b64encode(facts.icc).decode()
+    return attributes
+
+
+def _fits(path: Path, shape: tuple[int, int, int, int], shard_chips: int, facts: ImageFacts) -> bool:
     try:
         array = zarr.open_array(str(path), mode="r")
     except (OSError, ValueError, KeyError):  # an earlier attempt died while it created the array
         return False
-    return array.shape == shape and array.shards is not None and array.shards[0] == shard_chips
+    has_shards = array.shards is not None and array.shards[0] == shard_chips
+    return has_shards and array.shape == shape and str(array.dtype) == facts.dtype
 
 
 def _sync_file(path: Path) -> None:

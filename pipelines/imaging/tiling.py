@@ -107,21 +107,21 @@ class Band:
     end: int
 
 
-def chips_per_band(grid: Grid, chip_bytes: int, max_band_bytes: int, min_band_bytes: int, wanted_bands: int) -> int:
+def chips_per_band(count: int, chip_bytes: int, max_band_bytes: int, min_band_bytes: int, wanted_bands: int) -> int:
     """How many chips make a band: a small part of the slide, that what a killed try loses is little, within bounds of bytes.
 
     Args:
-        grid: the chips.
+        count: all chips.
         chip_bytes: bytes of one chip's pixels.
         max_band_bytes: bytes of chips that may be held at once; one chip always may.
         min_band_bytes: bytes below which a band is not worth its files.
         wanted_bands: how many bands a slide is better cut in, where these bounds allow it.
     """
-    share = max(-(-grid.count // wanted_bands), min_band_bytes // chip_bytes)
-    return max(1, min(grid.count, share, max_band_bytes // chip_bytes))
+    share = max(-(-count // wanted_bands), min_band_bytes // chip_bytes)
+    return max(1, min(count, share, max_band_bytes // chip_bytes))
 
 
-def bands(grid: Grid, chips: int) -> Iterator[Band]:
-    """All chips as bands of `chips` each; the last may have fewer."""
-    for index, first in enumerate(range(0, grid.count, chips)):
-        yield Band(index, first, min(first + chips, grid.count))
+def bands(count: int, chips: int) -> Iterator[Band]:
+    """All `count` chips as bands of `chips` each; the last may have fewer."""
+    for index, first in enumerate(range(0, count, chips)):
+        yield Band(index, first, min(first + chips, count))

@@ -1,6 +1,5 @@
 """Cut one slide, band after band, each durable before the next: what a killed try leaves is not cut again."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -8,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from catchment.runtime.atomic_files import atomic_file, make_folder, write_atomic
 from pipelines.errors import UnreadableImageError
-from pipelines.imaging.cutting import Chips, Cutter, media_type
+from pipelines.imaging.cutting import Cutter
 from pipelines.imaging.reader import TiffLevel, open_level
+from pipelines.imaging.rows import chip_rows
 from pipelines.imaging.store import (
     ChipFile,
     ChipPlace,
@@ -28,7 +29,6 @@ from pipelines.imaging.store import (
 from pipelines.imaging.tiling import Band, Grid, bands, chips_per_band
 from pipelines.lake.lake import Lake, lake_at
 from pipelines.lake.layout import cut_folder
-from pipelines.lake.payload import PayloadShard
 from pipelines.lake.reference import open_referred, sample_label
 
 MAX_BAND_BYTES = 32 * 1024 * 1024
@@ -123,16 +123,18 @@ def _planned(task: SlideTask, level: TiffLevel) -> tuple[Cutter, list[Band]]:
     """The grid as bands, with the array that takes them; what cannot be held in memory is refused before a tile is decoded."""
     spec, facts = task.slide.spec, level.facts
     grid = Grid(facts.width, facts.height, spec.size, spec.overlap)
-    held = (spec.size + level.tiles.tile_height) * facts.width * facts.channels
+    sample_bytes = facts.channels * np.dtype(facts.dtype).itemsize
+    held = (spec.size + level.tiles.tile_height) * facts.width * sample_bytes
     if held > MAX_HELD_BYTES:
         raise UnreadableImageError(
             f"one row of {spec.size} px chips over tiles of {level.tiles.tile_height} rows holds {held} bytes, "
             f"above {MAX_HELD_BYTES}; use smaller chips, or a file with smaller tiles"
         )
-    chip_bytes = spec.size * spec.size * facts.channels
-    per_band = chips_per_band(grid, chip_bytes, MAX_BAND_BYTES, MIN_BAND_BYTES, WANTED_BANDS)
-    create_array(task.lake, task.place, (grid.count, spec.size, spec.size, facts.channels), per_band)
-    return Cutter(level, grid), list(bands(grid, per_band))
+    chip_bytes = spec.size * spec.size * sample_bytes
+    cutter = Cutter(level, grid)
+    per_band = chips_per_band(cutter.count, chip_bytes, MAX_BAND_BYTES, MIN_BAND_BYTES, WANTED_BANDS)
+    create_array(task.lake, task.place, (cutter.count, spec.size, spec.size, facts.channels), per_band, facts)
+    return cutter, list(bands(cutter.count, per_band))
 
 
 def _write_band(task: SlideTask, cutter: Cutter, band: Band) -> None:
@@ -143,7 +145,7 @@ def _write_band(task: SlideTask, cutter: Cutter, band: Band) -> None:
     if not path.parent.is_dir():
         make_folder(path.parent)
     with atomic_file(path, mode=0o644) as file:
-        pq.write_table(_chip_rows(task, cutter, band, chips, shard), file, compression="zstd")
+        pq.write_table(chip_rows(task.slide, task.place, cutter, band, chips, shard), file, compression="zstd")
 
 
 def _write_rows(task: SlideTask, count: int) -> ChipFile:
@@ -178,44 +180,3 @@ def _opened(task: SlideTask) -> AbstractContextManager[TiffLevel]:
     of = sample_label(slide.key.stream, slide.key.device, slide.key.epoch, slide.key.seq)
     file = open_referred(task.lake, slide.shard, of)
     return open_level(file, slide.offset, slide.length, slide.spec.level, task.max_pixels)
-
-
-def _chip_rows(task: SlideTask, cutter: Cutter, band: Band, chips: Chips, shard: PayloadShard) -> pa.Table:
-    slide, place, grid, facts = task.slide, task.place, cutter.grid, cutter.level.facts
-    count = len(chips.encoded)
-    windows = [grid.window(chips.first_index + i) for i in range(count)]
-    same: dict[str, object] = {
-        "device": slide.key.device,
-        "epoch": slide.key.epoch,
-        "seq": slide.key.seq,
-        "event_time": slide.event_time_us,
-        "run": slide.run,
-        "source_sha256": slide.sha256,
-        "spec": slide.spec.name,
-        "level": slide.spec.level,
-        "media_type": media_type(facts.lossy),
-        "left_out": facts.left_out,
-        "zarr_path": place.zarr,
-        "tags": [],
-        "tag_rules": [],
-        "payload_shard": place.pictures(band.index),
-    }
-    own: dict[str, object] = {
-        "chip_index": range(chips.first_index, chips.first_index + count),
-        "x": [window.x for window in windows],
-        "y": [window.y for window in windows],
-        "width": [window.width for window in windows],
-        "height": [window.height for window in windows],
-        "background": chips.background,
-        "payload_row": range(count),
-        "payload_offset": shard.offsets,
-        "payload_length": shard.lengths,
-        "payload_sha256": [hashlib.sha256(body).hexdigest() for body in chips.encoded],
-    }
-    schema = chip_schema()
-    arrays = [_array(own[field.name] if field.name in own else [same[field.name]] * count, field.type) for field in schema]
-    return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _array(values: object, kind: pa.DataType) -> pa.Array:
-    return values if isinstance(values, pa.Array) else pa.array(values, kind)

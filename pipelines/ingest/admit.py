@@ -16,7 +16,7 @@ newest samples first.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from types import MappingProxyType
@@ -121,6 +121,19 @@ class DropReport(NamedTuple):
     key: EpochKey
     spans: tuple[Span, ...]
 
+
+class BeyondSpan(NamedTuple):
+    """Samples of a stream too many: settled by quarantine, and in no ledger, which such streams would grow without end."""
+
+    stream: str
+    epoch: int
+    low: int
+    high: int
+
+
+Beyond: TypeAlias = Mapping[str, Sequence[BeyondSpan]]
+"""By device."""
+NO_BEYOND: Beyond = MappingProxyType({})
 
 FreshSpans: TypeAlias = tuple[Span, ...]
 """The fresh seq spans of one envelope, in order; empty if all of it is known."""

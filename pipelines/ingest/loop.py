@@ -325,20 +325,20 @@ class RunLoop:
     def _run(self, plan: Plan) -> None:
         started = self._clock.monotonic_s()
         try:
-            after, devices = execute(self._lake, plan, self._state.ledger, self._context, self._heads)
+            outcome = execute(self._lake, plan, self._state.ledger, self._context, self._heads)
         except CorruptLakeError as error:
             if not self._is_stale(plan):
                 raise
             # A segment rotted after it was planned. Nothing of this run is prepared, let alone committed: plan it anew.
             self._lake.delete(plan_path(self._lake.root, plan.run))
             raise RetryLaterError(f"run {plan.run} is planned again: {error}") from error
-        before, self._state = self._state.ledger, LoopState(after, dict(plan.next_numbers))
-        prune_ledgers(self._lake, before, after)
-        self._receipts.mark_pending(after, devices)
+        before, self._state = self._state.ledger, LoopState(outcome.ledger, dict(plan.next_numbers))
+        prune_ledgers(self._lake, before, outcome.ledger)
+        self._receipts.mark_pending(outcome.ledger, outcome.devices, outcome.beyond)
         self.runs += 1
         self.segments_skipped += sum(bool(segment.skip_reason) for segment in plan.segments)
         took_ms = round((self._clock.monotonic_s() - started) * 1_000)
-        log.info("run_committed", run=plan.run, segments=len(plan.segments), devices=len(devices), took_ms=took_ms)
+        log.info("run_committed", run=plan.run, segments=len(plan.segments), devices=len(outcome.devices), took_ms=took_ms)
 
     def _is_stale(self, plan: Plan) -> bool:
         """Whether nothing of the plan is prepared and a segment of it is no longer what it was."""

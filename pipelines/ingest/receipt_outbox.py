@@ -15,13 +15,16 @@ import structlog
 
 from catchment.runtime.clock import Clock, doubled_s
 from pipelines.errors import PipelineError, RetryLaterError
-from pipelines.ingest.receipts import Outgoing, PageBook, outgoing, receipts_of
+from pipelines.ingest.admit import NO_BEYOND, Beyond, BeyondSpan
+from pipelines.ingest.receipts import Outgoing, PageBook, outgoing, receipts_of, with_beyond
 from pipelines.lake.ledger import Ledger
 from schemas.errors import SchemaError
 from schemas.receipts import MIN_PAGE_BYTES, Receipt
 from schemas.topics import Topics
 
 WINDOW = 100
+MAX_BEYOND_SPANS = 1_000
+"""So many spans of streams too many are kept for a device's receipts, the newest; a device that missed one sends it again."""
 ANSWER_WITHIN_S = 30.0
 ANSWER_ALONE_WITHIN_S = 5.0
 FIRST_PAUSE_S = 1.0
@@ -102,6 +105,21 @@ class _Inbox:
     lock: Lock = field(default_factory=Lock)
     ledger: Ledger = field(default_factory=Ledger)
     devices: dict[str, None] = field(default_factory=dict)
+    beyond: dict[str, dict[BeyondSpan, None]] = field(default_factory=dict)
+
+    def note(self, beyond: Beyond) -> None:
+        """Keep the newest spans of each device."""
+        for device, spans in beyond.items():
+            kept = self.beyond.setdefault(device, {})
+            for span in spans:
+                kept.pop(span, None)
+                kept[span] = None
+            for span in list(islice(kept, max(0, len(kept) - MAX_BEYOND_SPANS))):
+                del kept[span]
+
+    def beyond_of(self, device: str) -> tuple[BeyondSpan, ...]:
+        """What is settled beyond the ledger."""
+        return tuple(self.beyond.get(device, ()))
 
 
 class ReceiptOutbox:
@@ -146,9 +164,10 @@ class ReceiptOutbox:
         """Devices whose receipt cannot be published, and why; each is tried again."""
         return {device: one.reason for device, one in sorted(self._histories.copy().items()) if one.failures}
 
-    def mark_pending(self, ledger: Ledger, devices: Iterable[str]) -> None:
-        """Publish the receipts of these devices as `ledger`, or one after it, has them."""
+    def mark_pending(self, ledger: Ledger, devices: Iterable[str], beyond: Beyond = NO_BEYOND) -> None:
+        """Publish the receipts of these devices as `ledger`, or one after it, has them, and with what is settled beyond it."""
         with self._inbox.lock:
+            self._inbox.note(beyond)
             self._inbox.ledger = ledger
             self._inbox.devices.update(dict.fromkeys(devices))
 
@@ -215,7 +234,9 @@ class ReceiptOutbox:
         receipts = receipts_of(self._ledger, devices) if devices else {}
         for device in devices:
             try:
-                sending = self._made(receipts[device], device, limits)
+                with self._inbox.lock:
+                    beyond = self._inbox.beyond_of(device)
+                sending = self._made(with_beyond(receipts[device], beyond), device, limits)
             except (SchemaError, PipelineError, OSError) as error:
                 self._failed(device, str(error))
                 continue

@@ -26,6 +26,7 @@ from catchment.runtime.mqtt_link import (
 )
 from pipelines.config import CoreBrokerConfig
 from pipelines.errors import RetryLaterError
+from pipelines.ingest.admit import NO_BEYOND, Beyond
 from pipelines.ingest.receipt_outbox import NOT_SENT, Broken, LinkLimits, ReceiptAnswer, ReceiptOutbox
 from pipelines.ingest.receipts import Outgoing, PageBook, Publisher, ReceiptSink
 from pipelines.lake.lake import Lake
@@ -276,9 +277,9 @@ class ReceiptSender:
         """Devices whose receipt cannot be published, and why; each is tried again."""
         return self._outbox.failing
 
-    def mark_pending(self, ledger: Ledger, devices: Iterable[str]) -> None:
+    def mark_pending(self, ledger: Ledger, devices: Iterable[str], beyond: Beyond = NO_BEYOND) -> None:
         """Publish the receipts of these devices as `ledger`, or one after it, has them."""
-        self._outbox.mark_pending(ledger, devices)
+        self._outbox.mark_pending(ledger, devices, beyond)
 
     def step(self) -> None:
         """See to it that the thread is at work.

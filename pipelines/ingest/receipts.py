@@ -17,12 +17,14 @@ from catchment.runtime.clock import Clock, SystemClock
 from catchment.runtime.mqtt_link import PubackClient, close_connection, make_client, open_connection
 from pipelines.config import CoreBrokerConfig
 from pipelines.errors import RetryLaterError
+from pipelines.ingest.admit import NO_BEYOND, Beyond, BeyondSpan
 from pipelines.lake.books import floors_of, refused_of
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import receipt_pages_path
 from pipelines.lake.ledger import Ledger
 from pipelines.refusals import PublishTracker, Refusals, broker_client_context
 from schemas.ids import DeviceId
+from schemas.ranges import Ranges
 from schemas.reason_codes import describe_reason
 from schemas.receipts import MAX_RECEIPT_BYTES, Floor, Receipt, RefusedStream, encode_receipt, receipt_pages
 from schemas.topics import Topics
@@ -34,6 +36,16 @@ PUBACK_TIMEOUT_S = 10.0
 IN_FLIGHT = 500
 
 log = structlog.get_logger(__name__)
+
+
+def with_beyond(receipt: Receipt, spans: Iterable[BeyondSpan]) -> Receipt:
+    """The receipt, with these samples as settled, too."""
+    settled = {stream: dict(epochs) for stream, epochs in receipt.settled.items()}
+    for span in spans:
+        epochs = settled.setdefault(span.stream, {})
+        known = epochs.get(str(span.epoch), [])
+        epochs[str(span.epoch)] = list(Ranges.of([*known, (span.low, span.high)]).spans)
+    return msgspec.structs.replace(receipt, settled=settled)
 
 
 class ReceiptSink(Protocol):
@@ -49,8 +61,8 @@ class ReceiptSink(Protocol):
         """Devices whose receipt cannot be published, and why; each is tried again."""
         ...
 
-    def mark_pending(self, ledger: Ledger, devices: Iterable[str]) -> None:
-        """Publish the receipts of these devices as `ledger`, or one after it, has them."""
+    def mark_pending(self, ledger: Ledger, devices: Iterable[str], beyond: Beyond = NO_BEYOND) -> None:
+        """Publish the receipts of these devices as `ledger`, or one after it, has them, and with what is settled beyond it."""
         ...
 
     def step(self) -> None:

@@ -18,7 +18,16 @@ import pyarrow as pa
 
 from pipelines.contracts.arrow import private_columns, table_schema
 from pipelines.errors import ConfigError, CorruptLakeError, FaultError
-from pipelines.ingest.admit import MAX_DEVICE_STREAMS, Admission, Bounds, FreshSpans, Head, admit
+from pipelines.ingest.admit import (
+    MAX_DEVICE_STREAMS,
+    Admission,
+    Beyond,
+    BeyondSpan,
+    Bounds,
+    FreshSpans,
+    Head,
+    admit,
+)
 from pipelines.ingest.chips.requests import request_run
 from pipelines.ingest.fault_breaker import (
     FaultBreaker,
@@ -206,9 +215,18 @@ class RunContext:
     max_device_ranges: int = MAX_DEVICE_RANGES
 
 
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """The ledger after a run, the devices whose receipts it changes, and what these tell as settled beyond the ledger."""
+
+    ledger: Ledger
+    devices: frozenset[str]
+    beyond: Beyond
+
+
 def execute(
     lake: Lake, plan: Plan, before: Ledger, context: RunContext, known: Mapping[SegmentRef, SegmentHeads] = NO_HEADS
-) -> tuple[Ledger, frozenset[str]]:
+) -> RunOutcome:
     """Carry out a plan, or what a crash left of it.
 
     Args:
@@ -217,9 +235,6 @@ def execute(
         before: the ledger after the run before.
         context: what it is carried out with.
         known: heads that were read a moment ago, CRCs and all; the others are read.
-
-    Returns:
-        The ledger after the run, and the devices whose receipts it changes.
 
     Raises:
         CorruptLakeError: a segment is not what was written, or the books do not balance; nothing was committed.
@@ -253,7 +268,20 @@ def execute(
     keep_faults(lake, *faults)
     lake.evict([*payload_paths(lake, files), *(segment_path(lake, segment) for segment in plan.segments)])
     devices = {key.device for key in admitted.admission.touched} | {device for device, _ in counts if device}
-    return after, frozenset(devices | {report.device for report in reports})
+    return RunOutcome(after, frozenset(devices | {report.device for report in reports}), _beyond(admitted))
+
+
+def _beyond(admitted: Admitted) -> Beyond:
+    """The samples of streams too many: their bytes are in the quarantine now, and their devices need not send them again."""
+    found: dict[str, list[BeyondSpan]] = defaultdict(list)
+    turned_away = admitted.admission.turned_away
+    for index, heads in admitted.heads.items() if turned_away else ():
+        for message, first in zip(heads.arrivals, admitted.places[index], strict=True):
+            for place, arrival in enumerate(message, first):
+                if place in turned_away and isinstance(arrival, Head):
+                    key, low = arrival.key, arrival.first_seq
+                    found[key.device].append(BeyondSpan(key.stream, key.epoch, low, low + arrival.samples))
+    return found
 
 
 def admit_plan(lake: Lake, plan: Plan, before: Ledger, known: Mapping[SegmentRef, SegmentHeads] = NO_HEADS) -> Admitted:

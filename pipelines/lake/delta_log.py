@@ -25,6 +25,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from pipelines.errors import ConflictError, CorruptLakeError, RefusedError
+from pipelines.lake.arrow_input import arrow_bytes
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import removed_path
 from pipelines.lake.workplace import WORK_FOLDER as WORK
@@ -174,7 +175,7 @@ def read_removed(lake: Lake, table: str) -> pa.Table:
     """
     path = removed_path(lake.root, table)
     try:
-        return pq.read_table(pa.BufferReader(lake.read(path)), schema=REMOVED_SCHEMA)
+        return pq.read_table(arrow_bytes(lake.read(path)), schema=REMOVED_SCHEMA)
     except FileNotFoundError:
         return REMOVED_SCHEMA.empty_table()
     except (OSError, pa.ArrowException) as error:
@@ -238,7 +239,7 @@ def has_tombstones(lake: Lake, files: Sequence[DeltaLogFile]) -> bool:
     base = max((file.version for file in files if file.kind is LogKind.CHECKPOINT), default=-1)
     for file in files:
         if file.kind is LogKind.CHECKPOINT and file.version == base:
-            removes = pq.read_table(pa.BufferReader(lake.read(lake.root / file.name)), columns=["remove.path"]).column(0)
+            removes = pq.read_table(arrow_bytes(lake.read(lake.root / file.name)), columns=["remove.path"]).column(0)
             if removes.null_count < len(removes):
                 return True
         if file.kind is LogKind.ENTRY and file.version > base and any("remove" in each for each in read_entry(lake, file.name)):

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptLakeError
+from pipelines.lake.arrow_input import arrow_bytes
 from pipelines.lake.books import BOOKS_SCHEMA, with_later_columns
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import books_path, ledger_path
@@ -114,7 +115,7 @@ def _parquet(table: pa.Table, ledger: Ledger) -> bytes:
 
 def _read(lake: Lake, path: Path, run: int, schema: pa.Schema) -> _File:
     try:
-        table = pq.read_table(pa.BufferReader(lake.read(path)), page_checksum_verification=True)
+        table = pq.read_table(arrow_bytes(lake.read(path)), page_checksum_verification=True)
         encoded = (table.schema.metadata or {}).get(BASES, b"[]")
         # A file that tells of none is of the time before there were any: it is whole.
         bases = msgspec.json.decode(encoded, type=tuple[int, ...]) or (run,)

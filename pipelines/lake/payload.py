@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from catchment.runtime.atomic_files import beside_path, sync_folder
 from pipelines.errors import BadReferenceError, CorruptLakeError, RefusedError
+from pipelines.lake.arrow_input import arrow_file
 from pipelines.lake.lake import Lake
 from pipelines.lake.reference import checked_name, open_referred
 from pipelines.lake.store import Store
@@ -399,7 +400,7 @@ def read_row(shard: BinaryIO, row: int, length: int) -> bytes:
     """
     path = shard.name
     try:
-        with pq.ParquetFile(shard, page_checksum_verification=True) as file:
+        with pq.ParquetFile(arrow_file(shard), page_checksum_verification=True) as file:
             for group in range(file.metadata.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
                 if row < rows:

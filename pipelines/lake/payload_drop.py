@@ -17,6 +17,7 @@ import structlog
 from deltalake import DeltaTable
 
 from pipelines.errors import CorruptLakeError
+from pipelines.lake.arrow_input import arrow_file
 from pipelines.lake.commit import live_sizes, swap_files
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.lake import Lake
@@ -136,7 +137,7 @@ def turn_references(rows: pa.Table, new: Rewritten) -> pa.Table:
 
 def _append(lake: Lake, shard: str, wanted: Int64s, writer: PayloadWriter) -> None:
     low = taken = 0
-    with open_referred(lake, shard, _OF) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
+    with open_referred(lake, shard, _OF) as opened, pq.ParquetFile(arrow_file(opened), page_checksum_verification=True) as file:
         for group in range(file.num_row_groups):
             high = low + file.metadata.row_group(group).num_rows
             mine = wanted[(wanted >= low) & (wanted < high)] - low

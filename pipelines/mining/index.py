@@ -18,20 +18,13 @@ from catchment.runtime.atomic_files import beside_path, make_folder, sync_file, 
 from pipelines.errors import RefusedError
 from pipelines.lake.commit import LiveFile
 from pipelines.mining.rows import NO_PLACES, Places, RowFilter, StreamRows
+from pipelines.mining.segment import LISTS_FROM, library, made_segment, searched, stored_rows, stored_units, stored_vectors
 from pipelines.mining.vectors import Float32s, dimensions_of, unit_vectors
 
 Int64s = npt.NDArray[np.int64]
-# Below this every vector is compared; a query of so many takes some milliseconds.
-LISTS_FROM = 50_000
 _FOLDER = "cache/similar"
 _FORMAT = "1"
 _SUFFIX = ".faiss"
-# Of the lists that the vectors are sorted into, a query reads this share: 0.98 of the true neighbours and more were found.
-_READ_SHARE = 1 / 24
-_LEAST_LISTS_READ = 16
-_TRAIN_PER_LIST = 48
-_TRAIN_ROUNDS = 6
-
 log = structlog.get_logger(__name__)
 Progress = Callable[[int, int], None]
 
@@ -60,9 +53,9 @@ class EmbeddingIndex:
     """
 
     def __init__(self, rows: StreamRows, column: str, lists_from: int = LISTS_FROM) -> None:
-        self._faiss = _library()
+        self._faiss = library()
         self._rows = rows
-        self._column = column
+        self.column = column
         self._lists_from = lists_from
         self._folder = rows.lake.root / _FOLDER / rows.stream / column
         self.dimensions = self._first_dimensions()
@@ -78,13 +71,13 @@ class EmbeddingIndex:
             OSError: the disk refused.
         """
         make_folder(self._folder)
-        wanted = {self._segment(file) for file in self._rows.files}
+        wanted = {self._path(file) for file in self._rows.files}
         stale = [path for path in self._folder.iterdir() if path not in wanted]
         for path in stale:
             path.unlink(missing_ok=True)
         built = vectors = 0
         for number, file in enumerate(self._rows.files):
-            segment = self._open(self._segment(file))
+            segment = self._open(self._path(file))
             if segment is None:
                 segment = self._build(number)
                 built += 1
@@ -93,53 +86,81 @@ class EmbeddingIndex:
         rows = sum(file.rows for file in self._rows.files)
         return IndexState(len(self._rows.files), built, len(stale), vectors, rows - vectors)
 
-    def search(self, query: Float32s, count: int, only: RowFilter | None = None, *, is_exact: bool = False) -> Places:
-        """The places of the vectors that are most alike, the most alike first; the score is the cosine.
+    def search(self, queries: Float32s, count: int, only: RowFilter | None = None, *, is_exact: bool = False) -> Places:
+        """The places of the vectors that are most like any of the queries, the most alike first; the score is the cosine.
+
+        A place may come once for each query.
 
         Args:
-            query: (dimensions,) of length 1.
-            count: how many.
+            queries: (queries, dimensions) or (dimensions,), of length 1.
+            count: how many for each query.
             only: which rows may be found; None: every row.
             is_exact: whether every vector is compared, instead of those of the nearest lists.
 
         Raises:
             CorruptLakeError: a data file cannot be read.
         """
-        found = NO_PLACES
-        for number, file in enumerate(self._rows.files):
-            segment = self._open(self._segment(file)) or self._build(number)
-            if not segment.ntotal:
-                continue
-            chosen = None if only is None or only.takes_all else self._chosen(number, file, only)
-            found = found.joined(self._search_segment(segment, number, query, count, chosen, is_exact=is_exact)).best(count)
+        several = np.atleast_2d(queries)
+        most, found = count * len(several), NO_PLACES
+        for number in range(len(self._rows.files)):
+            segment = self._segment(number)
+            if segment.ntotal:
+                row, score = searched(segment, several, count, self._chosen(number, only), is_exact=is_exact)
+                found = found.joined(Places(np.full(len(row), number, np.int64), row, score)).best(most)
         return found
 
-    def _search_segment(self, segment: Any, number: int, query: Float32s, count: int, chosen: Any, *, is_exact: bool) -> Places:
-        faiss = self._faiss
-        options: dict[str, Any] = {} if chosen is None else {"sel": chosen}
-        parameters = faiss.SearchParameters(**options)
-        if isinstance(segment, faiss.IndexIVF):
-            # What a filter leaves may lie in any list.
-            read = segment.nlist if is_exact or chosen is not None else _lists_read(segment.nlist)
-            parameters = faiss.SearchParametersIVF(nprobe=read, **options)
-        score, row = segment.search(query[None], count, params=parameters)
-        there = row[0] >= 0
-        hits = row[0][there].astype(np.int64)
-        return Places(np.full(len(hits), number, np.int64), hits, score[0][there].astype(np.float64))
+    def vectors(self, number: int, only: RowFilter | None = None) -> Iterator[tuple[Int64s, Float32s]]:
+        """Rows of a file that have a vector, and the vectors, in blocks and in no order.
 
-    def _chosen(self, number: int, file: LiveFile, only: RowFilter) -> Any:
-        allowed = np.zeros(file.rows, bool)
-        for block in self._rows.blocks(only.columns, number):
-            allowed[block.first : block.first + len(block.rows)] = only.mask(block.rows)
-        return self._faiss.IDSelectorBatch(np.flatnonzero(allowed).astype(np.int64))
+        Args:
+            number: of the file.
+            only: which rows are wanted; None: every row.
+
+        Raises:
+            CorruptLakeError: the data file cannot be read.
+        """
+        chosen = self._chosen(number, only)
+        for rows, units in stored_vectors(self._segment(number)):
+            kept = None if chosen is None else np.isin(rows, chosen)
+            yield (rows, units) if kept is None else (rows[kept], units[kept])
+
+    def vector_rows(self, number: int) -> Int64s:
+        """The rows of a file that have a vector, in no order."""
+        return stored_rows(self._segment(number))
+
+    def units(self, places: Places) -> tuple[npt.NDArray[np.bool_], Float32s]:
+        """Which of some places have a vector, and the vectors of those, in their order.
+
+        Raises:
+            CorruptLakeError: a data file cannot be read.
+        """
+        has, units = np.zeros(len(places.row), bool), np.zeros((len(places.row), self.dimensions), np.float32)
+        for number in np.unique(places.file).tolist():
+            at = np.flatnonzero(places.file == number)
+            rows, found = stored_units(self._segment(number), np.unique(places.row[at]))
+            if len(rows):
+                nearest = np.minimum(np.searchsorted(rows, places.row[at]), len(rows) - 1)
+                has[at] = rows[nearest] == places.row[at]
+                units[at] = found[nearest]
+        return has, units[has]
+
+    def _chosen(self, number: int, only: RowFilter | None) -> Int64s | None:
+        """The rows of a file that a filter leaves, ascending; None: all."""
+        if only is None or only.takes_all:
+            return None
+        masks = [only.mask(block.rows) for block in self._rows.blocks(only.columns, number)]
+        return np.flatnonzero(np.concatenate(masks)).astype(np.int64) if masks else np.zeros(0, np.int64)
 
     def _first_dimensions(self) -> int:
-        for block in self._rows.blocks((self._column,)):
+        for block in self._rows.blocks((self.column,)):
             if dimensions := dimensions_of(block.rows.column(0)):
                 return dimensions
-        raise RefusedError(f"column {self._column} of {self._rows.stream} holds no vector yet")
+        raise RefusedError(f"column {self.column} of {self._rows.stream} holds no vector yet")
 
-    def _segment(self, file: LiveFile) -> Path:
+    def _segment(self, number: int) -> Any:
+        return self._open(self._path(self._rows.files[number])) or self._build(number)
+
+    def _path(self, file: LiveFile) -> Path:
         named = f"{_FORMAT}\n{self.dimensions}\n{file.path}\n{file.bytes}\n{file.rows}"
         return self._folder / (hashlib.sha256(named.encode()).hexdigest()[:32] + _SUFFIX)
 
@@ -158,8 +179,9 @@ class EmbeddingIndex:
         vectors = list(self._vectors(number))
         rows = np.concatenate([found for found, _ in vectors]) if vectors else np.zeros(0, np.int64)
         units = np.concatenate([found for _, found in vectors]) if vectors else np.zeros((0, self.dimensions), np.float32)
-        segment = _made(self._faiss, rows, units, self._lists_from)
-        path = self._segment(self._rows.files[number])
+        segment = made_segment(rows, units, self._lists_from)
+        path = self._path(self._rows.files[number])
+        make_folder(path.parent)
         beside = beside_path(path)
         self._faiss.write_index(segment, str(beside))
         sync_file(beside)
@@ -168,38 +190,6 @@ class EmbeddingIndex:
         return segment
 
     def _vectors(self, number: int) -> Iterator[tuple[Int64s, Float32s]]:
-        for block in self._rows.blocks((self._column,), number):
+        for block in self._rows.blocks((self.column,), number):
             found = unit_vectors(block.rows.column(0), self.dimensions)
             yield found.rows + block.first, found.units
-
-
-def _made(faiss: Any, rows: Int64s, units: Float32s, lists_from: int) -> Any:
-    """A segment of these vectors, each under the number of its row."""
-    dimensions = units.shape[1]
-    if len(rows) < max(lists_from, 1):
-        segment = faiss.IndexIDMap(faiss.IndexFlatIP(dimensions))
-    else:
-        lists = max(1, round(len(rows) ** 0.5))
-        coarse = faiss.IndexFlatIP(dimensions)
-        segment = faiss.IndexIVFFlat(coarse, dimensions, lists, faiss.METRIC_INNER_PRODUCT)
-        segment.own_fields = True
-        coarse.this.disown()
-        segment.cp.seed, segment.cp.niter, segment.cp.max_points_per_centroid = 1, _TRAIN_ROUNDS, _TRAIN_PER_LIST
-        segment.cp.spherical = True
-        # The library prints a warning below 39.
-        segment.cp.min_points_per_centroid = 1
-        segment.train(units)
-    segment.add_with_ids(units, rows)
-    return segment
-
-
-def _lists_read(lists: int) -> int:
-    return min(lists, max(_LEAST_LISTS_READ, round(lists * _READ_SHARE)))
-
-
-def _library() -> Any:
-    try:
-        import faiss  # noqa: PLC0415 - an extra, and slow to load
-    except ImportError as error:
-        raise RefusedError("similar needs faiss; install catchment[mining]") from error
-    return faiss

@@ -13,12 +13,15 @@ import pyarrow.compute as pc
 
 from pipelines.errors import RefusedError
 from pipelines.mining.index import EmbeddingIndex
+from pipelines.mining.key_index import KeyIndex
 from pipelines.mining.rows import NO_PLACES, Places, RowFilter, StreamRows, sample_ids
-from pipelines.mining.vectors import Float32s, dimensions_of, unit_vectors
-from pipelines.training.thin import row_numbers
+from pipelines.mining.vectors import Float32s
+from pipelines.training.thin import mixed_numbers
 
+Int64s = npt.NDArray[np.int64]
 Float64s = npt.NDArray[np.float64]
 REFERENCES = 1_000
+_FIRST_REFERENCES = 64
 _LABEL, _SCORE, _MARGIN = "_label", "_score", "_margin"
 _SHOWN_NUMBERS = 4
 
@@ -41,7 +44,13 @@ class Picked:
 
 
 def similar(
-    rows: StreamRows, index: EmbeddingIndex, column: str, samples: Sequence[str], count: int, only: RowFilter, *, is_exact: bool
+    index: EmbeddingIndex,
+    keys: KeyIndex,
+    samples: Sequence[str],
+    count: int,
+    only: RowFilter,
+    *,
+    is_exact: bool,
 ) -> Picked:
     """The rows whose embedding is most like that of one of the samples; the samples themselves are not among them.
 
@@ -49,42 +58,68 @@ def similar(
         RefusedError: a sample has no vector.
         NotFoundError: a sample is not in the stream.
     """
-    own_places = rows.find(samples)
-    queries = unit_vectors(rows.fetch(own_places, (column,)).column(0), index.dimensions)
-    if len(queries.rows) < len(samples):
-        lacking = sorted(set(range(len(samples))) - set(queries.rows.tolist()))
-        raise RefusedError(f"{samples[lacking[0]]}: the sample has no vector of {index.dimensions} numbers in {column}")
-    found = NO_PLACES
-    for query in queries.units:
-        found = found.joined(index.search(query, count + len(samples), only, is_exact=is_exact))
+    own_places = keys.find(samples)
+    has, units = index.units(own_places)
+    if not has.all():
+        lacking = samples[int(np.flatnonzero(~has)[0])]
+        raise RefusedError(f"{lacking}: the sample has no vector of {index.dimensions} numbers in {index.column}")
+    found = index.search(units, count + len(samples), only, is_exact=is_exact)
     own = set(zip(own_places.file.tolist(), own_places.row.tolist(), strict=True))
     return Picked(_distinct(found, own).best(count), "cosine", ())
 
 
-def rare(rows: StreamRows, column: str, count: int, only: RowFilter, *, seed: int, references: int = REFERENCES) -> Picked:
+def rare(
+    rows: StreamRows,
+    index: EmbeddingIndex,
+    keys: KeyIndex,
+    count: int,
+    only: RowFilter,
+    *,
+    seed: int,
+    references: int = REFERENCES,
+) -> Picked:
     """The rows whose embedding is farthest from all of a seeded sample of the stream.
 
     A sample, not all rows: copies of an oddity do not hide each other, and the cost grows with the rows alone.
-
-    Raises:
-        RefusedError: no row has a vector.
     """
-    dimensions, chosen, units = _references(rows, column, seed, references)
+    chosen = _references(rows, index, keys, seed, references)
+    _, units = index.units(chosen)
     found = NO_PLACES
-    for block in rows.blocks(tuple(dict.fromkeys((column, *only.columns)))):
-        vectors = unit_vectors(block.rows.column(column), dimensions)
-        kept = only.mask(block.rows)[vectors.rows]
-        row = vectors.rows[kept] + block.first
-        cosine = vectors.units[kept] @ units.T
-        # A row that is a reference itself is not compared with itself.
-        own = np.flatnonzero(chosen.file == block.file)
-        at = np.searchsorted(row, chosen.row[own])
-        hit = (at < len(row)) & (row[np.minimum(at, max(len(row) - 1, 0))] == chosen.row[own]) if len(row) else np.zeros(0, bool)
-        if len(row):
-            cosine[at[hit], own[hit]] = -1.0
-        nearest = cosine.max(axis=1, initial=-1.0).astype(np.float64)
-        found = found.joined(Places(np.full(len(row), block.file, np.int64), row, 1.0 - nearest)).best(count)
+    for number in range(len(rows.files)):
+        own = np.flatnonzero(chosen.file == number)
+        own = own[np.argsort(chosen.row[own])]
+        for row, vectors in index.vectors(number, only):
+            # A row that is a reference itself is not compared with itself.
+            at = np.minimum(np.searchsorted(chosen.row[own], row), max(len(own) - 1, 0))
+            itself = np.where(chosen.row[own[at]] == row, own[at], -1) if len(own) else np.full(len(row), -1)
+            least = float(found.score[-1]) if len(found.score) == count else -np.inf
+            kept, distance = _farthest(vectors, units, itself, least)
+            found = found.joined(Places(np.full(len(kept), number, np.int64), row[kept], distance)).best(count)
     return Picked(found, "distance", ())
+
+
+def _farthest(vectors: Float32s, references: Float32s, itself: Int64s, least: float) -> tuple[Int64s, Float64s]:
+    """The rows whose distance to the nearest reference is at least `least`, and their distances.
+
+    With each reference a row can only come nearer: those that are near enough already are not compared with the rest.
+
+    Args:
+        vectors: (rows, dimensions) of length 1.
+        references: (references, dimensions) of length 1.
+        itself: (rows,) the reference that a row is, with which it is not compared; -1: none.
+        least: distance below which a row does not matter.
+    """
+    left, nearest = np.arange(len(vectors)), np.full(len(vectors), -1.0, np.float32)
+    low = 0
+    while low < len(references) and len(left):
+        high = min(len(references), max(_FIRST_REFERENCES, 2 * low))
+        cosine = vectors[left] @ references[low:high].T
+        own = np.flatnonzero((itself[left] >= low) & (itself[left] < high))
+        cosine[own, itself[left[own]] - low] = -1.0
+        nearest[left] = np.maximum(nearest[left], cosine.max(axis=1))
+        left = left[1.0 - nearest[left].astype(np.float64) >= least]
+        low = high
+    return left, 1.0 - nearest[left].astype(np.float64)
 
 
 def uncertain(rows: StreamRows, columns: Sequence[str], count: int, only: RowFilter) -> Picked:
@@ -160,24 +195,15 @@ def describe(rows: StreamRows, picked: Picked, private: frozenset[str] = frozens
     return [Pick(*parts) for parts in zip(names, scores, facts, strict=True)], table
 
 
-def _references(rows: StreamRows, column: str, seed: int, count: int) -> tuple[int, Places, Float32s]:
-    """A seeded sample of rows with a vector: the dimensions, the places and the vectors."""
-    dimensions, places, kept = 0, NO_PLACES, np.zeros((0, 0), np.float32)
-    for block in rows.blocks((*rows.key, column)):
-        dimensions = dimensions or dimensions_of(block.rows.column(column))
-        if not dimensions:
-            continue
-        vectors = unit_vectors(block.rows.column(column), dimensions)
-        # The same rows are taken whatever files they lie in.
-        number = row_numbers(block.rows.select(list(rows.key)), seed, "rare")[vectors.rows]
-        fresh = Places(np.full(len(number), block.file, np.int64), vectors.rows + block.first, -number.astype(np.float64))
-        both = places.joined(fresh)
-        units = np.concatenate((kept.reshape(-1, dimensions), vectors.units))
-        order = np.lexsort((both.row, both.file, -both.score))[:count]
-        places, kept = Places(both.file[order], both.row[order], both.score[order]), units[order]
-    if not dimensions:
-        raise RefusedError(f"column {column} of {rows.stream} holds no vector yet")
-    return dimensions, places, kept
+def _references(rows: StreamRows, index: EmbeddingIndex, keys: KeyIndex, seed: int, count: int) -> Places:
+    """A seeded sample of the rows that have a vector: the same ones whatever files they lie in."""
+    found = NO_PLACES
+    for number in range(len(rows.files)):
+        row = index.vector_rows(number)
+        score = -mixed_numbers(keys.numbers(number)[row], seed, "rare").astype(np.float64)
+        least = np.argpartition(-score, count)[:count] if len(row) > count else np.arange(len(row))
+        found = found.joined(Places(np.full(len(least), number, np.int64), row[least], score[least])).best(count)
+    return found
 
 
 def _distinct(found: Places, without: set[tuple[int, int]]) -> Places:

@@ -133,8 +133,7 @@ class StreamRows:
             RefusedError: that is not how a sample is named.
             NotFoundError: one is not in the stream.
         """
-        keys = [self._split(sample) for sample in samples]
-        wanted = pl.DataFrame({name: [key[at] for key in keys] for at, name in enumerate(self.key)}).with_row_index("number")
+        wanted = pl.DataFrame(pl.from_arrow(self.keys_of(samples))).with_row_index("number")
         found = NO_PLACES
         for block in self.blocks(self.key):
             rows = pl.DataFrame(pl.from_arrow(block.rows)).with_row_index("row").with_columns(_texts(self.key[1:]))
@@ -146,6 +145,20 @@ class StreamRows:
         if missing:
             raise NotFoundError(f"stream {self.stream} has no sample {samples[missing[0]][:200]}")
         return found.best(len(samples))
+
+    def keys_of(self, samples: Sequence[str]) -> pa.Table:
+        """The keys in samples' names, as the stream has them.
+
+        Raises:
+            RefusedError: that is not how a sample is named.
+        """
+        keys = [self._split(sample) for sample in samples]
+        fields = [pa.field(name, self.schema.field(name).type) for name in self.key]
+        columns = [pa.array([key[at] for key in keys], pa.string()) for at in range(len(fields))]
+        try:
+            return pa.table([column.cast(field.type) for column, field in zip(columns, fields, strict=True)], pa.schema(fields))
+        except pa.ArrowInvalid as error:
+            raise RefusedError(f"a sample is named {'/'.join(self.key)}, such as car-1/7/42: {error}") from error
 
     def _split(self, sample: str) -> tuple[str, ...]:
         steps = tuple(sample.removeprefix(f"{self.stream}/").split("/"))

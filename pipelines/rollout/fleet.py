@@ -71,8 +71,7 @@ def publish_orders(
         RetryLaterError: the broker cannot be reached or does not acknowledge; the rollout's document stands, the server goes on.
         ConfigError: the broker refuses the messages.
     """
-    cohort = rollout.devices
-    devices = sorted({*cohort.among(rollout.name, reports), *cohort.named_devices})
+    devices = sorted({*rollout.among(reports), *rollout.named()})
     topics = Topics(config.broker.namespace)
     codes: dict[str, int] = {}
     link = BrokerLink(config.broker, "", (), lambda _message: None)

@@ -75,6 +75,17 @@ class KeyFolder:
         """
         return [self._load(path) for path in sorted(self.folder.glob(f"{role}-*.pem"))]
 
+    def add(self, role: str) -> Key:
+        """Make one more key of a role, next to those that are here; its public half.
+
+        Raises:
+            RefusedError: it cannot be written.
+        """
+        taken = [
+            int(number) for path in self.folder.glob(f"{role}-*.pem") if (number := path.stem.rpartition("-")[2]).isdecimal()
+        ]
+        return new_key(self.folder / f"{role}-{max(taken, default=0) + 1}.pem")
+
     def _load(self, path: Path) -> Signer:
         return load_signer(path)
 

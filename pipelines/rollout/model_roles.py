@@ -96,7 +96,7 @@ def target_files(spec: ModelSpec, onnx: TargetFile) -> tuple[TargetFile, TargetF
             f"a device takes {MAX_DETAILS_BYTES:,}"
         )
     path = details_path(spec.name, spec.version)
-    brief = replace(spec, golden=())
+    brief = replace(spec, golden=(), origin=None)
     # Agents of the release before read `catchment` alone. Labels too long for it are in the details, so such an agent
     # refuses the version instead of answering with numbers for labels.
     fits = len(encode_json(spec.labels)) <= _MAX_LABELS_BYTES

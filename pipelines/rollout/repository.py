@@ -49,6 +49,7 @@ from schemas.model import (
     encode_details,
     model_spec_from_plain,
 )
+from schemas.model_origin import ModelOrigin
 
 log = structlog.get_logger(__name__)
 
@@ -106,7 +107,7 @@ class ModelRepository:
     def __init__(self, root: Path, keys: KeyFolder, clock: Clock) -> None:
         self.root = root
         self.files = RoleFiles(root, keys, clock)
-        self._keys = keys
+        self.keys = keys
 
     # -- making ------------------------------------------------------------------------------------------------------
 
@@ -118,19 +119,19 @@ class ModelRepository:
         """
         if self.files.folder.exists():
             raise RefusedError(f"{self.root} already holds a repository; publish into it, or remove it knowingly")
-        self._keys.generate(plan)
+        self.keys.generate(plan)
         self.files.folder.mkdir(parents=True)
         (self.root / "targets").mkdir(exist_ok=True)
         root = Root(version=1, expires=self.files.expiry("root"), consistent_snapshot=True)
         for role in ROLES:
-            for signer in self._keys.signers(role):
+            for signer in self.keys.signers(role):
                 root.add_key(signer.public_key, role)
             root.roles[role].threshold = plan.of(role)[1]
         with self._locked():
             self.files.begin(root)
         return self.files.folder / "1.root.json"
 
-    def publish(
+    def publish(  # noqa: PLR0913  # each argument is a part of what is signed
         self,
         name: str,
         onnx: bytes,
@@ -141,6 +142,7 @@ class ModelRepository:
         softmax: bool = False,
         golden: tuple[float, ...] = (),
         tolerance: float = 0.01,
+        origin: ModelOrigin | None = None,
     ) -> PublishedModel:
         """Sign a model's bytes as the next version of `name`. Needs the targets, snapshot and timestamp keys.
 
@@ -154,7 +156,7 @@ class ModelRepository:
             change = self._change()
             try:
                 version = 1 + self._highest(change, name)
-                spec = ModelSpec(name, version, image, labels, output, softmax, golden, tolerance)
+                spec = ModelSpec(name, version, image, labels, output, softmax, golden, tolerance, origin)
                 entry = self._add(change, spec, TargetFile.from_data(model_path(name, version), onnx, ["sha256"]))
             except SchemaError as error:
                 raise RefusedError(f"model {name[:80]!r} cannot be published: {error}") from error
@@ -257,6 +259,14 @@ class ModelRepository:
             known = ", ".join(f"{model.spec.name} {model.spec.version}" for model in models) or "none"
             raise NotFoundError(f"no model {name[:80]!r}{'' if version is None else f' version {version}'}; published: {known}")
         return self._detailed(fitting[-1])
+
+    def version_of(self, digest: str) -> PublishedModel | None:
+        """The version whose ONNX file has this SHA-256; None: it was not published here.
+
+        Raises:
+            NotFoundError, CorruptLakeError: as `models`.
+        """
+        return next((self._detailed(model) for model in self.models() if model.digest == digest), None)
 
     def withdrawn(self) -> dict[str, tuple[int, ...]]:
         """The versions of each model that were withdrawn.

@@ -268,6 +268,21 @@ def draft_root(files: RoleFiles, keys: Mapping[str, Iterable[Key]]) -> Metadata[
     return Metadata(root)
 
 
+def draft_rotation(files: RoleFiles, keys: KeyFolder, role: str) -> Metadata[Root]:
+    """The next root, with as many new keys for a role as it has, signed by the root keys that are here.
+
+    The old keys stay where they are: until the draft is installed they are the ones that sign.
+
+    Raises:
+        RefusedError: a key is unreadable or cannot be written.
+    """
+    count = len(files.root().roles[role].keyids)
+    document = draft_root(files, {role: [keys.add(role) for _ in range(count)]})
+    known = {*files.root().roles["root"].keyids, *document.signed.roles["root"].keyids}
+    sign_draft(document, [signer for signer in keys.signers("root") if signer.public_key.keyid in known])
+    return document
+
+
 def read_draft(path: Path) -> Metadata[Root]:
     """Read a drafted root.
 

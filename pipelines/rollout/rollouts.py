@@ -13,6 +13,8 @@ import msgspec
 from catchment.runtime.atomic_files import write_atomic
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
 from pipelines.rollout.cohorts import Cohort, parse_cohort
+from pipelines.rollout.gates import WaveRules
+from pipelines.rollout.waves import EVERYONE, check_waves, limit_for, place, wave_counts
 from schemas.reported import ModelReport
 from schemas.rollout import MODEL_NAME, Desired
 
@@ -21,10 +23,17 @@ NOT_RUNNING_STATES = frozenset({"refused", "rolled_back", "blocked"})
 
 
 class Rollout(msgspec.Struct, frozen=True):
-    """One rollout. `halt_ratio`: of the devices that have answered, the share of failures above which it stops by itself.
+    """One rollout: in waves that sequential tests open one after the other, or to its whole cohort at once.
 
     Attributes:
-        min_answers: failures below this many answers do not stop it: one broken device is no verdict.
+        halt_ratio: without waves: of the devices that have answered, the share of failures above which it stops by itself.
+        min_answers: without waves: failures below this many answers do not stop it: one broken device is no verdict.
+        waves: shares of the cohort's devices, growing to 1; empty: no waves.
+        limit: with waves: the devices whose place (`waves.place`) is below it are reached.
+        opened_ms: when the wave began.
+        soak_s, min_attempts, min_judged, accepted_failures: what a wave must show (`gates.WaveRules`).
+        max_latency_ms: an answer that takes longer is too slow; 0: none is.
+        is_paused: whether no further wave begins. Devices that were reached keep their orders.
     """
 
     name: str
@@ -37,17 +46,65 @@ class Rollout(msgspec.Struct, frozen=True):
     halt_ratio: float = 0.2
     min_answers: int = 3
     reason: str = ""
+    waves: tuple[float, ...] = ()
+    limit: int = EVERYONE
+    opened_ms: int = 0
+    soak_s: float = 600.0
+    min_attempts: int = 0
+    min_judged: int = 0
+    accepted_failures: int = 0
+    max_latency_ms: float = 0.0
+    is_paused: bool = False
 
     def __post_init__(self) -> None:
         if not MODEL_NAME.fullmatch(self.name):
             raise RefusedError(f"rollout {self.name[:80]!r} must be of a-z, 0-9, '_' and '-', starting with a letter")
         if not 0 < self.halt_ratio <= 1 or self.min_answers < 1:
             raise RefusedError(f"rollout {self.name}: halt_ratio must be within 0..1 and min_answers at least 1")
+        if self.waves:
+            check_waves(self.waves)
 
     @property
     def devices(self) -> Cohort:
-        """Whom it covers."""
+        """Whom it is for; with waves, whom it is to reach in the end."""
         return parse_cohort(self.cohort)
+
+    @property
+    def rules(self) -> WaveRules:
+        """What a wave must show before the next one."""
+        return WaveRules(self.soak_s, self.min_attempts, self.min_judged, self.accepted_failures)
+
+    def covers(self, device: str) -> bool:
+        """Whether the rollout has reached the device."""
+        return (self.limit >= EVERYONE or place(self.name, device) < self.limit) and self.devices.covers(self.name, device)
+
+    def among(self, devices: Iterable[str]) -> list[str]:
+        """Those of the devices that it has reached, sorted."""
+        cohort = self.devices
+        reached = (each for each in devices if self.limit >= EVERYONE or place(self.name, each) < self.limit)
+        return cohort.among(self.name, reached)
+
+    def named(self) -> list[str]:
+        """Devices that it has reached and that its cohort names in full: they can be ordered before they ever reported."""
+        return self.among(self.devices.named_devices)
+
+    def eligible(self, known: Iterable[str]) -> list[str]:
+        """The devices that it is to reach in the end: those known, and those named in full."""
+        return sorted({*self.devices.among(self.name, known), *self.devices.named_devices})
+
+    def opened(self, known: Iterable[str], now_ms: int) -> "Rollout":
+        """With its next wave: the first one that reaches more devices than it has; itself where it has reached everyone.
+
+        As long as nobody knows a device that it is for, it reaches nobody, and no wave begins.
+        """
+        devices = self.eligible(known)
+        if not devices:
+            return msgspec.structs.replace(self, limit=0)
+        reached = 0 if not self.opened_ms else len(self.among(devices))
+        count = next((each for each in wave_counts(self.waves, len(devices)) if each > reached), None)
+        if count is None:
+            return self if self.limit >= EVERYONE else msgspec.structs.replace(self, limit=EVERYONE, opened_ms=now_ms)
+        return msgspec.structs.replace(self, limit=limit_for(self.name, devices, count), opened_ms=now_ms)
 
     @property
     def desired(self) -> Desired:
@@ -79,14 +136,14 @@ class RolloutProgress:
         return len(self.active) + len(self.failed)
 
     def should_halt(self, rollout: Rollout) -> bool:
-        """Whether too many devices failed."""
-        return self.answers >= rollout.min_answers and len(self.failed) > rollout.halt_ratio * self.answers
+        """Whether too many devices failed, of a rollout without waves."""
+        return not rollout.waves and self.answers >= rollout.min_answers and len(self.failed) > rollout.halt_ratio * self.answers
 
 
 def progress(rollout: Rollout, reports: Mapping[str, Iterable[ModelReport]]) -> RolloutProgress:
     """How far a rollout is, from what devices last reported of their models."""
     found: dict[str, list[str]] = {name: [] for name in ("active", "failed", "waiting", "on_probation", "blocked")}
-    for device in rollout.devices.among(rollout.name, reports):
+    for device in rollout.among(reports):
         ours = next((report for report in reports[device] if report.name == rollout.model), None)
         found["waiting" if ours is None else _state_of(rollout, ours)].append(device)
     return RolloutProgress(**{name: tuple(devices) for name, devices in found.items()})
@@ -101,15 +158,37 @@ def _state_of(rollout: Rollout, report: ModelReport) -> str:
     return "blocked" if report.state in {"blocked", "refused"} else "waiting"
 
 
+def way_back(bad: Rollout, targets: Mapping[int, str], to: int | None, now_ms: int) -> Rollout:
+    """The rollout that orders all devices of `bad` an earlier version, at once.
+
+    Args:
+        bad: what is rolled back.
+        targets: the target path of every version that is vouched for.
+        to: the version to go back to; None: the newest one before.
+        now_ms: when it is issued.
+
+    Raises:
+        RefusedError: there is no such version, or none before.
+    """
+    earlier = max((version for version in targets if version < bad.version), default=0)
+    version = earlier if to is None else to
+    if version not in targets or version == bad.version:
+        known = ", ".join(str(each) for each in sorted(targets) if each != bad.version) or "none"
+        raise RefusedError(f"rollout {bad.name}: there is no version {version or 'before it'} to go back to; published: {known}")
+    # Those that were not reached run the version before already, and are ordered it again: a halt may have missed them.
+    name = f"{bad.name[:58]}-back"
+    return Rollout(name, bad.model, version, targets[version], bad.cohort, now_ms, halt_ratio=1.0)
+
+
 def wanted_by(device: str, rollouts: Iterable[Rollout]) -> Rollout | None:
     """The rollout that decides for a device: of the running ones that cover it, the one issued last."""
-    covering = [item for item in rollouts if item.state == "running" and item.devices.covers(item.name, device)]
+    covering = [item for item in rollouts if item.state == "running" and item.covers(device)]
     return max(covering, key=lambda item: item.issued_ms, default=None)
 
 
 def runs_halted(device: str, rollouts: Iterable[Rollout], models: Iterable[ModelReport]) -> bool:
     """Whether the newest rollout that covers the device is halted, and the device runs its version well."""
-    covering = [item for item in rollouts if item.devices.covers(item.name, device)]
+    covering = [item for item in rollouts if item.covers(device)]
     newest = max(covering, key=lambda item: item.issued_ms, default=None)
     if newest is None or newest.state != "halted":
         return False
@@ -148,6 +227,19 @@ class RolloutStore:
                 rollout = msgspec.structs.replace(rollout, state="halted", reason=reason)
                 self._write(rollout)
             return rollout
+
+    def change(self, name: str, how: Callable[[Rollout], Rollout]) -> Rollout:
+        """Replace a rollout by what `how` makes of it as it stands now.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        with self._locked():
+            old = self.get(name)
+            new = how(old)
+            if new != old:
+                self._write(new)
+            return new
 
     def read_for_orders(self, take_counter: Callable[[], None]) -> list[Rollout]:
         """Every rollout, for orders that are signed under the counter that is taken first.

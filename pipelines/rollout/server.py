@@ -23,6 +23,9 @@ from pipelines.lake.claims import held_alone
 from pipelines.lake.lake import lake_of
 from pipelines.logs import LogLimit
 from pipelines.rollout.connection import BrokerLink, RightsProbe, expiring, reply_properties
+from pipelines.rollout.fleet_evidence import FleetWatch
+from pipelines.rollout.gates import GateDecision
+from pipelines.rollout.judged import read_judged
 from pipelines.rollout.keys import KeyFolder, keys_folder, models_folder
 from pipelines.rollout.repository import ModelRepository, expiry_warnings
 from pipelines.rollout.rollouts import Rollout, RolloutStore, order_for, progress
@@ -73,6 +76,7 @@ class ModelServer:
         self._root = models_folder(config)
         self._repository = ModelRepository(self._root, KeyFolder(keys_folder(config)), clock)
         self._rollouts = RolloutStore(self._root / "rollouts")
+        self._watch = FleetWatch()
         self._clock = clock
         self._lock = threading.Lock()
         self._reports: dict[str, tuple[ModelReport, ...]] = {}
@@ -222,8 +226,9 @@ class ModelServer:
         self._read_kept()
         with self._lock:
             reports = dict(self._reports)
-        rollouts = [self._halted_if_failing(item, reports) for item in self._rollouts.all()]
-        named = {device for item in rollouts for device in item.devices.named_devices}
+        rollouts = [self._followed(item, reports) for item in self._rollouts.all()]
+        self._watch.forget(item.name for item in rollouts if item.state == "running")
+        named = {device for item in rollouts for device in item.named()}
         orders = self._open_orders()
         devices = sorted({*reports, *named, *self._announced})
         due = [device for device in devices if self._is_due(device, rollouts, reports.get(device, ()), orders)]
@@ -276,23 +281,44 @@ class ModelServer:
                 log.warning("repository_expires_soon", reason=text)
         self._warnings = warnings
 
-    def _halted_if_failing(self, rollout: Rollout, reports: dict[str, tuple[ModelReport, ...]]) -> Rollout:
+    def _followed(self, rollout: Rollout, reports: dict[str, tuple[ModelReport, ...]]) -> Rollout:
+        """The rollout after what its devices report: halted, with its next wave, or as it is."""
         if rollout.state != "running":
             return rollout
-        found = progress(rollout, reports)
-        if not found.should_halt(rollout):
-            return rollout
-        reason = f"{len(found.failed)} of {found.answers} devices failed"
+        if not rollout.waves:
+            found = progress(rollout, reports)
+            reason = f"{len(found.failed)} of {found.answers} devices failed"
+            return self._halted(rollout, reason) if found.should_halt(rollout) else rollout
+        decision = GateDecision("widen", "the first device reported")
+        if rollout.opened_ms:
+            judged = read_judged(self._root / "rollouts", rollout.name)
+            decision, _ = self._watch.decide(rollout, reports, judged, self._clock.now_ms())
+        if decision.action == "halt":
+            return self._halted(rollout, decision.reason)
+        if decision.action == "widen" and not rollout.is_paused:
+            return self._widened(rollout, reports)
+        return rollout
+
+    def _halted(self, rollout: Rollout, reason: str) -> Rollout:
         halted = self._rollouts.halt(rollout.name, reason)
-        log.error("rollout_halted", rollout=rollout.name, reason=reason, failed=found.failed[:20])
+        log.error("rollout_halted", rollout=rollout.name, reason=reason)
         return halted
+
+    def _widened(self, rollout: Rollout, reports: dict[str, tuple[ModelReport, ...]]) -> Rollout:
+        """With its next wave, unless somebody changed it meanwhile: that is decided about in the next round."""
+        wider = rollout.opened(reports, self._clock.now_ms())
+        if wider == rollout:
+            return rollout
+        stored = self._rollouts.change(rollout.name, lambda now: wider if now == rollout else now)
+        log.info("rollout_wave_opened", rollout=rollout.name, devices=len(stored.among(reports)))
+        return stored
 
     def _is_due(self, device: str, rollouts: list[Rollout], models: tuple[ModelReport, ...], orders: DesiredOrders) -> bool:
         """Whether a device must be ordered something, as far as is known without the lock of the rollouts."""
         wanted, announced = order_for(device, rollouts, models), self._announced.get(device)
         if announced is None:
             # Nobody knows what the broker holds for it: an order of a halted rollout, perhaps, from before this start.
-            return any(each.devices.covers(each.name, device) for each in rollouts)
+            return any(each.covers(device) for each in rollouts)
         return wanted != announced.rollout or (wanted is not None and self._is_stale(announced, orders))
 
     def _order(self, device: str, wanted: Rollout | None, orders: DesiredOrders) -> None:

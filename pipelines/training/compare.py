@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptLakeError, RefusedError
+from pipelines.lake.arrow_input import arrow_file
 from pipelines.lake.lake import Lake
 from pipelines.training.manifest import Manifest, map_set_file, open_set_file
 from pipelines.training.select import KEY
@@ -145,6 +146,6 @@ def _read(folder: Path, name: str, columns: list[str]) -> pa.Table:
         if name.endswith(".arrow"):
             return pa.ipc.open_file(map_set_file(folder, name)).read_all().select(columns)
         with open_set_file(folder, name) as file:
-            return pq.read_table(file, columns=columns)
+            return pq.read_table(arrow_file(file), columns=columns)
     except (OSError, ValueError, KeyError) as error:
         raise CorruptLakeError(f"{folder / name}: cannot be read: {error}; run `set verify`") from error

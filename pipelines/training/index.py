@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptLakeError, RefusedError
+from pipelines.lake.arrow_input import arrow_file
 from pipelines.training.manifest import Manifest
 from pipelines.training.select import expression_columns, policy_compiler, rows_that
 from pipelines.training.set_files import SetFiles
@@ -148,6 +149,6 @@ class SplitIndex:
         tables = []
         for shard in self._manifest.shards_of(self._split):
             with self._files.open(shard.path) as file:
-                tables.append(pq.read_table(file))
+                tables.append(pq.read_table(arrow_file(file)))
         batches: list[pa.RecordBatch] = pa.concat_tables(tables).combine_chunks().to_batches()
         return batches

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
+from pipelines.lake.arrow_input import arrow_file
 from pipelines.lake.lake import Lake
 from pipelines.training.catalogue import set_folder
 from pipelines.training.grouping import group_rows
@@ -69,7 +70,7 @@ def _assigned(lake: Lake, folder: Path, manifest: Manifest) -> pa.Table:
     lake.local(folder / manifest.groups.path)
     try:
         with open_set_file(folder, manifest.groups.path) as file:
-            return pq.read_table(file, columns=["group", "split"])
+            return pq.read_table(arrow_file(file), columns=["group", "split"])
     except (OSError, pa.ArrowInvalid) as error:
         raise CorruptLakeError(
             f"{folder / GROUPS_NAME}: cannot be read: {error}; restore the set, or build with --reassign"

@@ -29,6 +29,11 @@ def row_numbers(rows: pa.Table, seed: int, purpose: str) -> Uint64s:
     return numbers
 
 
+def mixed_numbers(numbers: Uint64s, seed: int, purpose: str) -> Uint64s:
+    """Other numbers of 64 evenly spread bits for rows that have such numbers already, by a seed and what they are for."""
+    return _mixed(numbers ^ _digest(f"{seed}:{purpose}"))
+
+
 def sampled(rows: pa.Table, seed: int, share: float, most: int = 0) -> Bools:
     """Which rows a seeded sample takes: this share of them, and of those at most `most`; 0: no limit."""
     numbers = row_numbers(rows, seed, "sample")

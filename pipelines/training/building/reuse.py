@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptLakeError
+from pipelines.lake.arrow_input import arrow_file
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import SETS
 from pipelines.training.building.limits import BUCKET_ROWS, Spill
@@ -121,7 +122,7 @@ def _shards(folder: Path, before: Manifest, recipe: Recipe) -> Iterator[SharedSh
 def _read(folder: Path, entry: FileEntry) -> pa.Table:
     try:
         with open_set_file(folder, entry.path) as file:
-            return pq.read_table(file)
+            return pq.read_table(arrow_file(file))
     except (OSError, pa.ArrowInvalid) as error:
         raise CorruptLakeError(f"{folder / entry.path}: cannot be read: {error}; build with --reassign") from error
 

@@ -33,6 +33,7 @@ from pipelines.commands import contract as contract_cli
 from pipelines.commands import label as label_cli
 from pipelines.commands import maintenance as maintenance_cli
 from pipelines.commands import mining as mining_cli
+from pipelines.commands import model as model_cli
 from pipelines.commands import policy as policy_cli
 from pipelines.commands import policy_lake as lake_cli
 from pipelines.commands import policy_lake as policy_lake_cli
@@ -109,6 +110,7 @@ QUIET = {
         "model withdraw": "prints the name that was typed",
         "model expiry": "prints roles, made plain, and dates",
         "model sign": "prints a count",
+        "model rotate": "prints a path of ours and counts",
         "model key new": "prints a hash and the paths that were typed",
         "model root draft": "prints the path that was typed and a number",
         "model root sign": "prints the path that was typed and a count",
@@ -117,6 +119,11 @@ QUIET = {
         "model serve": "speaks through the log",
         "rollout start": "prints names that were typed and counts",
         "rollout halt": "prints the name that was typed",
+        "rollout plan": "prints counts",
+        "rollout pause": "prints the name that was typed",
+        "rollout resume": "prints the name that was typed",
+        "rollout rollback": "prints the name that was typed and a number",
+        "rollout judge": "prints the name that was typed and counts",
         "rollout serve": "speaks through the log",
         "director init": "prints public keys and the folder of the configuration",
         "director add": "prints public keys and the folder of the configuration",
@@ -507,11 +514,11 @@ def set_exports(_: Path, to: pytest.MonkeyPatch) -> list[str]:
 def _models(to: pytest.MonkeyPatch) -> None:
     model = SimpleNamespace(spec=_spec(), target=TEXT, size=1, digest=TEXT)
     shelf = SimpleNamespace(models=lambda: [model], model=lambda *_args: model)
-    to.setattr(rollout_cli, "_repository", lambda *_args: shelf)
+    to.setattr(model_cli, "_repository", lambda *_args: shelf)
 
 
 def _spec() -> Any:
-    return SimpleNamespace(name=TEXT, version=1, labels=(TEXT,), input={TEXT: TEXT})
+    return SimpleNamespace(name=TEXT, version=1, labels=(TEXT,), input={TEXT: TEXT}, origin=None)
 
 
 def model_ls(_: Path, to: pytest.MonkeyPatch) -> list[str]:

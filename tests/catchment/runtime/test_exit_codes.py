@@ -38,7 +38,9 @@ GIVEN = {
     "set export": ["s", "out", "--to", "webdataset"], "set exports": ["s"],
     "model publish": ["m", "m.onnx"], "model show": ["m"], "model withdraw": ["m", "1"], "rollout start": ["m"],
     "model root draft": ["next.json"], "model root install": ["next.json"], "model root verify": ["next.json"],
-    "rollout halt": ["m-1"],
+    "model rotate": ["timestamp"], "rollout halt": ["m-1"],
+    "rollout pause": ["m-1"], "rollout resume": ["m-1"], "rollout rollback": ["m-1"],
+    "rollout judge": ["m-1", "v.csv"],
     "quarantine show": ["slide"], "quarantine replay": ["--all"], "quarantine discard": ["--all", "--yes"],
     "director retire": ["00"], "spool show": ["1"], "park replay": ["1"], "run": [],
 }  # fmt: skip
@@ -76,8 +78,9 @@ MISSING = {
     "set rm": ["none/1"], "set export": ["none", "out", "--to", "webdataset"], "set exports": ["none"],
     "model publish": ["m", "none.onnx"], "model show": ["none"], "model withdraw": ["none", "1"], "rollout start": ["none"],
     "model root draft": ["next.json"], "model root install": ["none.json"], "model root verify": ["none.json"],
-    "model root sign": ["none.json", "none.pem"],
-    "rollout halt": ["none"],
+    "model root sign": ["none.json", "none.pem"], "model rotate": ["timestamp"],
+    "rollout halt": ["none"], "rollout pause": ["none"], "rollout resume": ["none"], "rollout rollback": ["none"],
+    "rollout judge": ["none", "v.csv"],
     "quarantine show": ["none"], "quarantine replay": ["--stream", "none"], "quarantine discard": ["--stream", "none", "--yes"],
     "director show": [], "director add": [], "director retire": ["00"],
 }  # fmt: skip

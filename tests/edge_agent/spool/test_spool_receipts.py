@@ -103,6 +103,40 @@ def test_refusals_outlive_a_restart_and_end_with_the_receipt_that_no_longer_has_
         assert list(spool.refused()) == ["beta"]
 
 
+def refusal(run: int, page: int, pages: int, *streams: str) -> Receipt:
+    return Receipt(run, {}, refused=dict.fromkeys(streams, RefusedStream(run, 0)), page=page, pages=pages)
+
+
+def test_a_refusal_ends_with_the_pages_that_no_longer_name_it_in_any_order_and_over_a_restart(tmp_path: Path) -> None:
+    with closing(open_spool(tmp_path / "s")) as spool:
+        for page in (refusal(1, 0, 2, "alpha", "beta"), refusal(1, 1, 2, "gamma")):
+            spool.settle(page).result()
+        spool.settle(refusal(2, 2, 3, "gamma")).result()
+        # A page that comes twice, as after a reconnection, is not two of them.
+        spool.settle(refusal(2, 2, 3, "gamma")).result()
+        spool.settle(refusal(2, 0, 3, "beta")).result()
+        assert list(spool.refused()) == ["alpha", "beta", "gamma"]
+    with closing(open_spool(tmp_path / "s")) as spool:
+        spool.settle(refusal(2, 1, 3)).result()
+        assert spool.refused() == {"beta": RefusedStream(2, 0), "gamma": RefusedStream(2, 0)}
+        # Pages of two runs are not the pages of one.
+        spool.settle(refusal(3, 0, 2)).result()
+        spool.settle(refusal(4, 1, 2, "gamma")).result()
+        assert list(spool.refused()) == ["beta", "gamma"]
+        spool.settle(refusal(4, 0, 2)).result()
+        assert list(spool.refused()) == ["gamma"]
+
+
+def test_pages_that_name_a_stream_twice_or_come_after_a_whole_receipt_count_their_own_run(tmp_path: Path) -> None:
+    with closing(open_spool(tmp_path / "s")) as spool:
+        for page in (refusal(1, 0, 2, "alpha"), refusal(2, 0, 1, "alpha"), refusal(1, 1, 2, "alpha")):
+            spool.settle(page).result()
+        assert list(spool.refused()) == ["alpha"]
+        for page in (refusal(5, 0, 2, "alpha", ""), refusal(5, 1, 2, "alpha")):
+            spool.settle(page).result()
+        assert list(spool.refused()) == ["", "alpha"]
+
+
 def test_a_spool_of_before_refusals_is_read_and_opened(tmp_path: Path) -> None:
     with closing(open_spool(tmp_path / "s")) as spool:
         put(spool, 1)

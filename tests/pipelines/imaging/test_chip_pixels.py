@@ -13,6 +13,7 @@ import zarr
 
 from pipelines.imaging import header
 from pipelines.imaging.graph import cut_chips, slide_tasks
+from pipelines.imaging.reader import open_level
 from pipelines.imaging.store import ChipFile, SlideRef
 from pipelines.imaging.work import cut_slide
 from pipelines.lake.lake import lake_at
@@ -38,28 +39,6 @@ def first_chip(lake: Path, file: ChipFile) -> tuple[np.ndarray, dict[str, Any]]:
     return np.asarray(zarr.open_array(str(lake / row["zarr_path"]), mode="r")[0]), row
 
 
-def stack(path: Path, count: int, **options: Any) -> Path:
-    tifffile.imwrite(path, noise(count, 128, 128), photometric="minisblack", **options)
-    return path
-
-
-def test_an_ome_stack_is_refused_with_its_planes_and_axes(tmp_path: Path, refer: Refer) -> None:
-    path = stack(tmp_path / "a.ome.tif", 3, ome=True, metadata={"axes": "CYX"})
-    assert "a stack of 3 planes (CYX)" in str(cut(tmp_path, refer(path, 64)).rejection)
-
-
-def test_an_imagej_stack_is_refused_with_its_planes(tmp_path: Path, refer: Refer) -> None:
-    path = stack(tmp_path / "a.tif", 5, imagej=True, metadata={"axes": "ZYX"})
-    assert "a stack of 5 planes" in str(cut(tmp_path, refer(path, 64)).rejection)
-
-
-def test_pages_of_one_size_are_a_stack_and_refused(tmp_path: Path, refer: Refer) -> None:
-    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
-        for seed in range(4):
-            writer.write(noise(128, 128, seed=seed), metadata=None, **GRAY)
-    assert "a stack of 4 planes" in str(cut(tmp_path, refer(tmp_path / "a.tif", 64)).rejection)
-
-
 def test_an_ome_image_of_one_plane_is_cut(tmp_path: Path, refer: Refer) -> None:
     tifffile.imwrite(tmp_path / "a.ome.tif", noise(128, 128), ome=True, metadata={"axes": "YX"}, **GRAY)
     chip, _ = first_chip(tmp_path, cut(tmp_path, refer(tmp_path / "a.ome.tif", 128)))
@@ -80,15 +59,6 @@ def test_a_file_with_two_images_that_may_be_the_slide_is_refused(tmp_path: Path,
         writer.write(noise(120, 128, 3, seed=2), **RGB)
         writer.write(noise(128, 128, 3), **RGB)
     assert "two may be the slide" in str(cut(tmp_path, refer(tmp_path / "a.tif", 64)).rejection)
-
-
-def test_a_slide_with_a_transparency_mask_is_refused_by_that(tmp_path: Path, refer: Refer) -> None:
-    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
-        writer.write(noise(128, 128, 3), **RGB)
-        writer.write(noise(128, 128), subfiletype=1, **GRAY)
-    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as tiff:
-        cast("tifffile.TiffPage", tiff.pages[1]).tags["NewSubfileType"].overwrite(4)
-    assert "transparency mask (page 1)" in str(cut(tmp_path, refer(tmp_path / "a.tif", 64)).rejection)
 
 
 def test_a_sparse_tile_is_the_nodata_value(tmp_path: Path, refer: Refer) -> None:
@@ -163,7 +133,32 @@ def test_tiles_that_share_their_bytes_are_refused(tmp_path: Path, refer: Refer) 
         page = cast("tifffile.TiffPage", tiff.pages[0])
         page.tags["TileOffsets"].overwrite([page.dataoffsets[0]] * 16)
         page.tags["TileByteCounts"].overwrite([page.databytecounts[0]] * 16)
-    assert "16 of 16 tiles are the same bytes or overlap" in str(cut(tmp_path, refer(path, 64)).rejection)
+    assert "is not blank, and its bytes are those of other tiles" in str(cut(tmp_path, refer(path, 64)).rejection)
+
+
+def test_a_blank_tile_may_stand_for_many_places_and_is_decoded_into_no_memory(tmp_path: Path, refer: Refer) -> None:
+    path = tmp_path / "a.tif"
+    pixels = noise(256, 256)
+    pixels[64:] = 243
+    tifffile.imwrite(path, pixels, compression="zlib", **GRAY)
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        page = cast("tifffile.TiffPage", tiff.pages[0])
+        for tag, values in (("TileOffsets", page.dataoffsets), ("TileByteCounts", page.databytecounts)):
+            page.tags[tag].overwrite([*values[:4], *[values[4]] * 12])
+    file = cut(tmp_path, refer(path, 256))
+    chip, _ = first_chip(tmp_path, file)
+    assert (chip[:, :, 0] == pixels).all()
+    with open_level(path.open("rb"), 0, path.stat().st_size, 0, LIMIT) as level:
+        assert level.decode(7).strides[:2] == (0, 0)
+
+
+def test_stored_tiles_that_overlap_are_refused(tmp_path: Path, refer: Refer) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise(256, 256), **GRAY)
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        page = cast("tifffile.TiffPage", tiff.pages[0])
+        page.tags["TileOffsets"].overwrite([page.dataoffsets[0] + k for k in range(16)])
+    assert "16 of 16 tiles overlap" in str(cut(tmp_path, refer(path, 64)).rejection)
 
 
 def test_more_pixels_than_such_a_file_can_have_are_refused(tmp_path: Path, refer: Refer) -> None:

@@ -19,8 +19,10 @@ from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import write_payload_shard
 from pipelines.mining import picks
 from pipelines.mining.index import EmbeddingIndex
+from pipelines.mining.key_index import KeyIndex
 from pipelines.mining.rows import RowFilter, StreamRows
 from pipelines.mining.vectors import embedding_column, unit_vectors
+from pipelines.training.thin import mixed_numbers, row_numbers
 
 RUN = CliRunner(env={"COLUMNS": "200"})
 SHARD = "payload/camera_frame/000000000001-0.parquet"
@@ -194,6 +196,63 @@ def test_rows_deleted_from_the_lake_never_appear_and_their_segment_goes(shapes: 
     DeltaTable(shapes / "streams/camera_frame").delete(f"seq = {seqs([nearest])[0]}")
     assert seqs([nearest])[0] not in seqs(mined(shapes, "similar", "cam-0/1/30", "-n", "200"))
     assert len(list((shapes / "cache/similar/camera_frame/view_embedding").iterdir())) == 2
+
+
+def test_rows_deleted_from_the_lake_leave_the_caches_at_the_next_rare(shapes: Path) -> None:
+    """What was deleted must not stay on a disk: neither its vector nor the hash of its name."""
+    assert seqs(mined(shapes, "rare", "-n", "1")) == [100]
+    DeltaTable(shapes / "streams/camera_frame").delete("seq >= 60")
+    assert 100 not in seqs(mined(shapes, "rare", "-n", "200"))
+    files = [path for path in (shapes / "cache").rglob("*") if path.is_file()]
+    assert {path.parent.relative_to(shapes / "cache").parts[0] for path in files} == {"keys", "similar"}
+    assert len(files) == 2
+
+
+def test_a_list_of_names_that_is_damaged_or_of_other_rows_is_not_believed(shapes: Path) -> None:
+    rows, index = stream_and_index(shapes)
+    keys = KeyIndex(rows)
+    names = ["cam-1/1/61", "camera_frame/cam-0/1/30"]
+    before = keys.find(names)
+    assert rows.fetch(before, ("device", "seq")).to_pydict() == {"device": ["cam-1", "cam-0"], "seq": [61, 30]}
+    first, second = sorted((shapes / "cache/keys/camera_frame").iterdir())
+    first.write_bytes(first.read_bytes()[:50])
+    whole = np.load(second)
+    np.save(second, np.stack((whole[0] + np.uint64(1), whole[1])))
+    after = KeyIndex(rows).find(names)
+    assert (after.file.tolist(), after.row.tolist()) == (before.file.tolist(), before.row.tolist())
+    assert np.load(first).shape == (2, 60)
+    with pytest.raises(NotFoundError, match="no sample cam-0/1/999"):
+        keys.find(["cam-0/1/999"])
+    with pytest.raises(RefusedError, match="a sample is named device/epoch/seq"):
+        keys.find([f"cam-0/1/{2**70}"])
+    assert index.units(after)[0].all()
+
+
+def test_the_rarest_are_those_that_comparing_each_with_the_references_finds(tmp_path: Path) -> None:
+    """The sample of references hangs on keys alone, and lists give the same as flat segments."""
+    random = np.random.default_rng(5)
+    vectors = random.normal(size=(3_000, 16)).astype("<f4")
+    rows = pa.table({
+        "device": [f"cam-{at % 7}" for at in range(3_000)],
+        "epoch": pa.array([1] * 3_000, pa.int64()),
+        "seq": pa.array(range(3_000), pa.int64()),
+        "view_embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 16),
+    })  # fmt: skip
+    found = {}
+    for name, files, lists_from in (("one", 1, 50_000), ("many", 4, 50_000), ("lists", 3, 500)):
+        for part in np.array_split(np.arange(3_000), files):
+            write_deltalake(tmp_path / name / "streams/camera_frame", rows.take(pa.array(part)), mode="append")
+        stream, index = stream_and_index(tmp_path / name, lists_from)
+        picked = picks.rare(stream, index, KeyIndex(stream), 20, RowFilter(stream, "seq < 2500"), seed=3, references=200)
+        found[name] = [pick.sample for pick in picks.describe(stream, picked)[0]]
+    assert found["one"] == found["many"] == found["lists"]
+    units = unit_vectors(rows["view_embedding"], 16).units
+    numbers = mixed_numbers(row_numbers(rows, 0, "name"), 3, "rare").astype(np.float64)
+    references = np.argsort(numbers, kind="stable")[:200]
+    cosine = units @ units[references].T
+    cosine[references, np.arange(200)] = -1
+    wanted = np.argsort(cosine.max(axis=1)[:2_500], kind="stable")[:20]
+    assert [int(name.rsplit("/", 1)[1]) for name in found["one"]] == wanted.tolist()
 
 
 def test_rows_added_later_are_found_at_once(shapes: Path) -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from catchment.runtime.clock import SystemClock
 from pipelines.errors import RefusedError
-from pipelines.rollout.keys import PASSPHRASE, load_signer, new_key
+from pipelines.rollout.keys import PASSPHRASE, KeyFolder, load_signer, new_key
 from pipelines.rollout.repository import RoleExpiry, expiry_warnings
-from pipelines.rollout.role_files import check_draft, draft_root, install_root, read_draft, sign_draft
+from pipelines.rollout.role_files import RoleFiles, check_draft, draft_root, install_root, read_draft, sign_draft
 from tests.fakes import model_repository as fake
 from tests.fakes.run_core import RunCore
 
@@ -97,3 +98,29 @@ def test_the_commands_of_a_ceremony_work_together(tmp_path: Path, run_core: RunC
     (tmp_path / "new.pem").rename(tmp_path / "model-keys/targets-2.pem")
     assert "1 roles signed again" in run_core("model", "root", "install", str(draft), *core).out
     assert "1 roles signed again" in run_core("model", "sign", *core).out
+
+
+@pytest.mark.parametrize("role", ["targets", "snapshot", "timestamp", "root"])
+def test_one_command_replaces_the_keys_of_a_role(tmp_path: Path, run_core: RunCore, role: str) -> None:
+    (tmp_path / "core.toml").write_text('lake = "lake"\n[broker]\nport = 1\n')
+    core = ("-c", str(tmp_path / "core.toml"))
+    assert run_core("model", "init", *core).code == 0
+    files = RoleFiles(tmp_path / "lake/models", KeyFolder(tmp_path / "model-keys"), SystemClock())
+    before = set(files.root().roles[role].keyids)
+    done = run_core("model", "rotate", role, "--draft", str(tmp_path / "next.json"), *core)
+    assert (done.code, f"with new {role} keys" in done.out) == (0, True)
+    after = set(files.root().roles[role].keyids)
+    assert (len(after), before & after) == (len(before), set())
+    assert not (tmp_path / "next.json").exists()
+
+
+def test_without_enough_root_keys_a_rotation_is_a_draft_for_those_who_have_them(tmp_path: Path, run_core: RunCore) -> None:
+    (tmp_path / "core.toml").write_text('lake = "lake"\n[broker]\nport = 1\n')
+    core, draft = ("-c", str(tmp_path / "core.toml")), str(tmp_path / "next.json")
+    assert run_core("model", "init", *core).code == 0
+    for number in (2, 3):
+        (tmp_path / f"model-keys/root-{number}.pem").rename(tmp_path / f"elsewhere-{number}.pem")
+    assert "lacks 1 of the 2 signatures" in run_core("model", "rotate", "targets", "--draft", draft, *core).out
+    assert run_core("model", "rotate", "targets", "--draft", draft, *core).code == 3
+    assert run_core("model", "root", "sign", draft, str(tmp_path / "elsewhere-2.pem")).code == 0
+    assert "in force" in run_core("model", "root", "install", draft, *core).out

@@ -86,7 +86,7 @@ def test_a_server_that_starts_after_a_halt_takes_the_order_back(
     core_config: CoreConfig, broker: RunningBroker, tmp_path: Path, run_core: RunCore
 ) -> None:
     config = ("-c", str(tmp_path / "core.toml"))
-    assert run_core("rollout", "start", "bright", "--cohort", "line-*", *config).code == 0
+    assert run_core("rollout", "start", "bright", "--cohort", "line-*", "--waves", "none", *config).code == 0
     RolloutStore(tmp_path / "lake/models/rollouts").halt("bright-1", "by hand")  # its command did not reach the broker
     stop = threading.Event()
     thread = threading.Thread(target=serve, args=(core_config, stop))

@@ -21,7 +21,8 @@ from catchment.runtime.clock import SystemClock
 from edge_agent.models.config import ModelConfig
 from edge_agent.models.updater import ModelUpdater
 from edge_agent.uplink.downlink import ModelRequest
-from pipelines.commands.rollout import model_app, rollout_app, serve
+from pipelines.commands.model import model_app
+from pipelines.commands.rollout import rollout_app, serve
 from pipelines.config import load_core_config
 from pipelines.errors import RefusedError
 from pipelines.rollout.cohorts import BUCKETS, Cohort, parse_cohort

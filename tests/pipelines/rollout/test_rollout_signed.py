@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from catchment.runtime.clock import SystemClock
 from edge_agent.documents.gate import CounterFile, DocumentGate, DocumentInbox
 from edge_agent.documents.trust import DocumentTrust
-from pipelines.commands.rollout import model_app, rollout_app, serve
+from pipelines.commands.model import model_app
+from pipelines.commands.rollout import rollout_app, serve
 from pipelines.config import load_core_config
 from pipelines.director import add_director_key, director_folder, first_director, require_director
 from pipelines.rollout.rollouts import Rollout, RolloutStore

@@ -1,10 +1,14 @@
 """Sets of windows: what is in each, on which side of a split it lies, that others open it, that damage is found."""
 
 import hashlib
+import io
 import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
+from subprocess import DEVNULL, run
 from typing import Any
 
 import dask.array as da
@@ -18,6 +22,7 @@ from hypothesis import strategies as st
 
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.lake import lake_at
+from pipelines.training import set_files
 from pipelines.training.array_reader import ArraySample
 from pipelines.training.array_rules import LabelRule, Resample, WindowRule
 from pipelines.training.build import BuildOptions, build_set
@@ -320,3 +325,27 @@ def test_a_rule_that_cannot_be_is_refused(wrong: dict[str, Any], match: str) -> 
 def test_a_channel_must_be_a_column_of_numbers(driven: Path, columns: tuple[str, ...], match: str) -> None:
     with pytest.raises(RefusedError, match=match):
         built(driven, WindowRule(2.0, 1.0, 10.0, columns))
+
+
+class Unread(io.FileIO):
+    """A file that nobody reads through Python."""
+
+    def readinto(self, *_: object) -> Any:
+        raise AssertionError("read through Python: a thread of Arrow that drops it as the interpreter ends aborts the process")
+
+    read = readall = readinto
+
+
+def test_rows_are_read_without_an_object_of_python_behind_them(driven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = built(driven)
+    monkeypatch.setattr(set_files, "open_set_file", lambda folder, name: Unread(folder / name))
+    assert open_set(folder)[0]["device"].startswith("car-")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_script_that_reads_a_sample_and_ends_at_once_exits_0(driven: Path) -> None:
+    read = f"import catchment; print(catchment.open_set({str(built(driven))!r})[0].columns)"
+    with ThreadPoolExecutor(2) as pool:
+        codes = list(pool.map(lambda _: run([sys.executable, "-c", read], stdout=DEVNULL, check=False).returncode, range(12)))
+    assert codes == [0] * 12

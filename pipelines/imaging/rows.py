@@ -1,0 +1,105 @@
+"""The rows of `<stream>_chips`: where each chip lies in its level, the full image and the world, and where its bytes are."""
+
+import hashlib
+import math
+
+import pyarrow as pa
+
+from pipelines.imaging.cutting import Chips, Cutter
+from pipelines.imaging.encoding import JPEG, media_type
+from pipelines.imaging.facts import ImageFacts
+from pipelines.imaging.place import footprint
+from pipelines.imaging.store import ChipPlace, SlideRef, chip_schema
+from pipelines.imaging.tiling import Band, TileWindow
+from pipelines.lake.payload import PayloadShard
+
+EXACT, REENCODED = "exact", "reencode"
+_NO_OFFSET = 1e-6
+
+
+def chip_rows(slide: SlideRef, place: ChipPlace, cutter: Cutter, band: Band, chips: Chips, shard: PayloadShard) -> pa.Table:
+    """The rows of a band.
+
+    Args:
+        slide: what is cut.
+        place: where its chips lie.
+        cutter: knows the image and the grid.
+        band: which chips.
+        chips: what was made of them.
+        shard: where their pictures are.
+    """
+    facts, grid = cutter.level.facts, cutter.grid
+    count = len(chips.encoded)
+    indices = range(chips.first_index, chips.first_index + count)
+    planes = [facts.planes[index // grid.count] for index in indices]
+    windows = [grid.window(index % grid.count) for index in indices]
+    same = _same(slide, place, facts, band)
+    own: dict[str, object] = {
+        "chip_index": indices,
+        "x": [window.x for window in windows],
+        "y": [window.y for window in windows],
+        "width": [window.width for window in windows],
+        "height": [window.height for window in windows],
+        "background": pa.array(chips.background, from_pandas=True),
+        "payload_row": range(count),
+        "payload_offset": shard.offsets,
+        "payload_length": shard.lengths,
+        "payload_sha256": [hashlib.sha256(body).hexdigest() for body in chips.encoded],
+        "plane": [plane.index for plane in planes],
+        "z": [plane.z for plane in planes],
+        "t": [plane.t for plane in planes],
+        "valid": chips.valid,
+        "mask": chips.masks,
+        **_place(windows, facts),
+    }
+    schema = chip_schema()
+    arrays = [_array(own[field.name] if field.name in own else [same[field.name]] * count, field.type) for field in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _same(slide: SlideRef, place: ChipPlace, facts: ImageFacts, band: Band) -> dict[str, object]:
+    """What all chips of a band have in common."""
+    scaling, kind = facts.scaling, media_type(facts)
+    return {
+        "device": slide.key.device,
+        "epoch": slide.key.epoch,
+        "seq": slide.key.seq,
+        "event_time": slide.event_time_us,
+        "run": slide.run,
+        "source_sha256": slide.sha256,
+        "spec": slide.spec.name,
+        "level": slide.spec.level,
+        "media_type": kind,
+        "left_out": facts.left_out,
+        "zarr_path": place.zarr,
+        "tags": [],
+        "tag_rules": [],
+        "payload_shard": place.pictures(band.index),
+        "factor_x": facts.factor_x,
+        "factor_y": facts.factor_y,
+        "mpp_x": None if scaling.mpp_x is None else scaling.mpp_x * facts.factor_x,
+        "mpp_y": None if scaling.mpp_y is None else scaling.mpp_y * facts.factor_y,
+        "crs": scaling.crs,
+        "orientation": facts.orientation,
+        "icc_sha256": facts.icc_sha256,
+        "converted": facts.converted,
+        "method": REENCODED if kind == JPEG else EXACT,
+    }
+
+
+def _place(windows: list[TileWindow], facts: ImageFacts) -> dict[str, object]:
+    """Where chips lie in the full image, whose pixels need not be a whole number to one, and in the world."""
+    found: dict[str, object] = {
+        "level0_x": [math.floor(window.x * facts.factor_x + _NO_OFFSET) for window in windows],
+        "level0_y": [math.floor(window.y * facts.factor_y + _NO_OFFSET) for window in windows],
+    }
+    whole = facts.transform
+    if whole is None:
+        return found | {"transform": [None] * len(windows), "footprint": [None] * len(windows)}
+    transforms = [whole.moved(window.x, window.y) for window in windows]
+    outlines = [footprint(one, window.width, window.height) for one, window in zip(transforms, windows, strict=True)]
+    return found | {"transform": [one.numbers() for one in transforms], "footprint": outlines}
+
+
+def _array(values: object, kind: pa.DataType) -> pa.Array:
+    return values if isinstance(values, pa.Array) else pa.array(values, kind)
