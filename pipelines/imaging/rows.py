@@ -4,11 +4,13 @@ import hashlib
 import math
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.imaging.cutting import Chips, Cutter
 from pipelines.imaging.encoding import JPEG, media_type
 from pipelines.imaging.facts import ImageFacts
 from pipelines.imaging.place import footprint
+from pipelines.imaging.scores import COUNTS, band_scores
 from pipelines.imaging.store import ChipPlace, SlideRef, chip_schema
 from pipelines.imaging.tiling import Band, TileWindow
 from pipelines.lake.payload import PayloadShard
@@ -18,7 +20,7 @@ _NO_OFFSET = 1e-6
 
 
 def chip_rows(slide: SlideRef, place: ChipPlace, cutter: Cutter, band: Band, chips: Chips, shard: PayloadShard) -> pa.Table:
-    """The rows of a band.
+    """The rows of a band, with counts of which the share of tissue follows once the whole slide is cut.
 
     Args:
         slide: what is cut.
@@ -40,7 +42,6 @@ def chip_rows(slide: SlideRef, place: ChipPlace, cutter: Cutter, band: Band, chi
         "y": [window.y for window in windows],
         "width": [window.width for window in windows],
         "height": [window.height for window in windows],
-        "background": pa.array(chips.background, from_pandas=True),
         "payload_row": range(count),
         "payload_offset": shard.offsets,
         "payload_length": shard.lengths,
@@ -52,7 +53,10 @@ def chip_rows(slide: SlideRef, place: ChipPlace, cutter: Cutter, band: Band, chi
         "mask": chips.masks,
         **_place(windows, facts),
     }
-    schema = chip_schema()
+    scores = band_scores(chips.pixels, windows, facts.colours).columns()
+    own["background"] = pc.add(scores["white"], scores["black"])
+    own |= scores | {"tissue": [None] * count}
+    schema = chip_schema().append(pa.field(COUNTS, pa.binary()))
     arrays = [_array(own[field.name] if field.name in own else [same[field.name]] * count, field.type) for field in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
 

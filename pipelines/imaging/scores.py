@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipelines.imaging.facts import Colours
 from pipelines.imaging.tiling import TileWindow
 
 BINS = 256
@@ -56,17 +57,17 @@ class BandScores:
         return {**scores, COUNTS: pa.array([row.tobytes() for row in self.counts], pa.binary())}
 
 
-def band_scores(pixels: Any, windows: Sequence[TileWindow], *, has_colours: bool, threads: int = 2) -> BandScores:
-    """Score the chips of a band.
+def band_scores(pixels: Any, windows: Sequence[TileWindow], colours: Colours, threads: int = 2) -> BandScores:
+    """Score the chips of a band; those that are not gray or RGB of 8 bits have no scores.
 
     Args:
         pixels: (n, size, size, channels).
         windows: of each chip, of which the part inside the slide is scored.
-        has_colours: whether the first three channels are red, green and blue; else the first one is taken for gray.
+        colours: what the channels mean.
         threads: chips at a time.
     """
-    count = len(pixels)
-    if pixels.dtype != np.uint8:
+    count, has_colours = len(pixels), colours is Colours.RGB
+    if pixels.dtype != np.uint8 or colours not in (Colours.RGB, Colours.GRAY):
         nothing = np.full(count, np.nan, np.float32)
         return BandScores(nothing, nothing, nothing, nothing, np.zeros((count, BINS), np.uint32))
 
@@ -160,7 +161,20 @@ def tissue_shares(counts: npt.NDArray[Any], total: npt.NDArray[Any], *, has_colo
     above = counts[:, threshold + 1 :].sum(axis=1, dtype=np.float64) / np.maximum(counts.sum(axis=1, dtype=np.float64), 1)
     is_above = has_colours or total[threshold + 1 :].sum() * 2 <= total.sum()
     shares = above if is_above else 1 - above
-    return pa.array(shares.astype(np.float32))
+    return pa.array(shares.astype(np.float32), from_pandas=True)
+
+
+def with_tissue(rows: pa.Table, total: npt.NDArray[Any], *, has_colours: bool) -> pa.Table:
+    """Rows of chips with their share of tissue, and without the counts.
+
+    Args:
+        rows: with the column of counts.
+        total: (BINS,) the counts of the whole slide.
+        has_colours: whether the counts are of saturation.
+    """
+    shares = tissue_shares(counts_of(rows.column(COUNTS)), total, has_colours=has_colours)
+    place = rows.schema.get_field_index("tissue")
+    return rows.set_column(place, rows.schema.field(place), shares).drop_columns([COUNTS])
 
 
 def counts_of(column: pa.ChunkedArray) -> npt.NDArray[np.uint32]:

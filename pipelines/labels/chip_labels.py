@@ -167,12 +167,18 @@ def _areas(labels: pl.DataFrame, chips: Any, windows: _Floats, factors: _Floats,
     ids, kinds = labels["label_id"].to_list(), labels["kind"].to_list()
     for at, (one, which) in enumerate(zip(chip.tolist(), label.tolist(), strict=True)):
         kept = min(1.0, area[at] / size[at])
-        said = {"label": names[which], "covered": covered[at], "kept": kept, "truncated": kept < 1 - 1e-9, "label_id": ids[which]}
+        carried = {
+            "label": names[which],
+            "covered": covered[at],
+            "kept": kept,
+            "truncated": kept < 1 - 1e-9,
+            "label_id": ids[which],
+        }
         local = shapely.transform(clipped[at], lambda xy, one=one: (xy - windows[one, :2]) / factors[one])
         for piece in shapely.get_parts(local):
             if piece.geom_type == "Polygon" and piece.area > 0:
                 kind = "box" if kinds[which] == "box" else "polygon"
-                drawn.append((one, {**said, "kind": kind, **_box(piece.bounds), "geometry": polygon_numbers(piece)}))
+                drawn.append((one, {**carried, "kind": kind, **_box(piece.bounds), "geometry": polygon_numbers(piece)}))
     return _Pairs(_frame(chip, [names[which] for which in label.tolist()], covered, over, size), list(clipped), drawn)
 
 

@@ -1,9 +1,17 @@
 """What chips look like as numbers: computed by hand on small pictures, and as one threshold for a slide."""
 
-import numpy as np
-import pytest
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tifffile
+
+from pipelines.imaging.facts import Colours
+from pipelines.imaging.graph import cut_chips
 from pipelines.imaging.scores import (
+    COUNTS,
     band_scores,
     counts_of,
     entropy_bits,
@@ -12,7 +20,12 @@ from pipelines.imaging.scores import (
     saturation,
     tissue_shares,
 )
+from pipelines.imaging.store import SlideRef
 from pipelines.imaging.tiling import TileWindow
+from pipelines.lake.lake import lake_at
+from tests.plant.slides import half_white
+
+Refer = Callable[..., SlideRef]
 
 
 def otsu_by_hand(values: np.ndarray) -> int:
@@ -63,7 +76,7 @@ def test_the_chips_of_a_slide_share_one_threshold_and_only_the_part_inside_count
     edge[:, :32] = tissue[:, :32]
     pixels = np.stack([glass, tissue, edge])
     windows = [TileWindow(0, 0, 64, 64), TileWindow(64, 0, 64, 64), TileWindow(128, 0, 32, 64)]
-    scores = band_scores(pixels, windows, has_colours=True)
+    scores = band_scores(pixels, windows, Colours.RGB)
     counts = counts_of(scores.columns()["saturation_counts"])
     assert tissue_shares(counts, counts.sum(axis=0), has_colours=True).to_pylist() == [0.0, 1.0, 1.0]
     assert scores.white.tolist() == [1.0, 0.0, 0.0]
@@ -78,6 +91,23 @@ def test_of_gray_slides_the_rarer_side_is_tissue() -> None:
         assert tissue_shares(counts, counts.sum(axis=0), has_colours=False).to_pylist() == pytest.approx([0.0, 0.4])
 
 
-def test_samples_of_more_than_8_bits_have_no_scores() -> None:
-    scores = band_scores(np.zeros((1, 8, 8, 1), np.uint16), [TileWindow(0, 0, 8, 8)], has_colours=False)
-    assert scores.columns()["focus"].to_pylist() == [None]
+def test_samples_that_are_not_gray_or_rgb_of_8_bits_have_no_scores() -> None:
+    for samples, colours in (("uint16", Colours.GRAY), ("uint8", Colours.PALETTE), ("uint8", Colours.BANDS)):
+        scores = band_scores(np.zeros((1, 8, 8, 1), samples), [TileWindow(0, 0, 8, 8)], colours)
+        assert scores.columns()["focus"].to_pylist() == [None]
+
+
+def test_rows_of_a_cut_slide_carry_the_share_by_the_threshold_of_all_its_pixels(tmp_path: Path, refer: Refer) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", half_white(128), tile=(64, 64), photometric="rgb")
+    (file,) = cut_chips(lake_at(tmp_path), 1, (refer(tmp_path / "a.tif", 32),), 10**9)
+    rows = pq.read_table(tmp_path / file.path)
+    sparse = np.ascontiguousarray(half_white(128)[::2, ::2].transpose(2, 0, 1))
+    found = saturation(sparse)
+    wanted = found > otsu_by_hand(found)
+    for row in rows.to_pylist():
+        x, y = row["x"] // 2, row["y"] // 2
+        assert row["tissue"] == pytest.approx(wanted[y : y + 16, x : x + 16].mean())
+    assert rows.column("background").to_pylist() == rows.column("white").to_pylist()
+    assert set(rows.column("focus").to_pylist()[:8]) == {0.0}
+    assert min(rows.column("focus").to_pylist()[8:]) > 1_000
+    assert COUNTS not in rows.schema.names

@@ -134,7 +134,9 @@ def test_shapes_on_a_slide_give_its_chips_classes_and_boxes_in_a_set(site: Core,
     (half,) = found[32, 64][1]
     assert (half["x"], half["width"], half["covered"], found[32, 64][0]) == (0, 16, 0.5, "nothing")
     assert any("by the rule majority of the shapes of task tissue at version" in note for note in chosen.manifest.notes)
-    done = run_core("set", "export", "boxes/1", str(tmp_path / "coco"), "--to", "coco", "--boxes", "boxes", "--recipient", "QA", *config)
+    done = run_core(
+        "set", "export", "boxes/1", str(tmp_path / "coco"), "--to", "coco", "--boxes", "boxes", "--recipient", "QA", *config
+    )
     assert done.code == 0, done
 
 
