@@ -185,17 +185,28 @@ class PayloadSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
 
 
 class ChipSpec(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Cut the images of a stream: square chips of `size` px, neighbours sharing `overlap` px, at pyramid `level`."""
+    """Cut the images of a stream: square chips of `size` px, neighbours sharing `overlap` px, at pyramid `level`.
+
+    `max_background`: a chip of which a larger share is background gets a row and no picture.
+    """
 
     name: str
     size: int
     overlap: int = 0
     level: int = 0
+    max_background: float | None = None
 
     def __post_init__(self) -> None:
         StreamName(self.name)
         if not 16 <= self.size <= 4096 or not 0 <= self.overlap < self.size or not 0 <= self.level < 32:
             raise ContractError(f"chip spec {self.name}: size 16..4096, overlap below size, level 0..31")
+        if self.max_background is not None and not 0 <= self.max_background <= 1:
+            raise ContractError(f"chip spec {self.name}: max_background is a share, 0 to 1")
+
+    @property
+    def digest(self) -> str:
+        """The first 12 hexadecimal digits of the SHA-256 of what it says; chips of another digest are cut again."""
+        return hashlib.sha256(encode_json(self)).hexdigest()[:12]
 
 
 class QualityRule(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from catchment.runtime.clock import SystemClock
+from catchment.runtime.output import say
 from pipelines.commands.options import AsJson, Config, show
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.contracts.registry import ContractSet
@@ -19,6 +20,7 @@ from pipelines.ingest.chips.requests import CutRequest, SlideKey, cut_already, r
 from pipelines.lake.lake import Lake, lake_of
 from pipelines.lake.workplace import scratch
 from pipelines.open_lake import LakeView
+from schemas.contract import ChipSpec
 
 chips_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Chips of slides: cut them again, or by a new spec.")
 _POLL_S = 0.5
@@ -39,19 +41,24 @@ def cut(  # each is an option of the command line
     wait_s: Annotated[float, typer.Option(help="How long to wait for a run loop that is at work.")] = 600.0,
     as_json: AsJson = False,
 ) -> None:
-    """Cut committed slides by today's contract and limits. Slides that have chips of a spec are left as they are."""
+    """Cut committed slides by today's contract and limits; slides that have chips of a spec as it is now are left as they are."""
     core = load_core_config(config)
     lake = lake_of(core)
-    specs = _specs(core, stream, spec or [])
+    chosen = _specs(core, stream, spec or [])
+    specs = [one.name for one in chosen]
     rows = LakeView(lake).rows(stream, columns=[*_KEY, "payload_shard"], where=where)
     keys = tuple(sorted(SlideKey(row[0], row[1], row[2]) for row in zip(*_columns(rows), strict=True) if row[3] is not None))
     if not keys:
         raise NotFoundError(f"no slides to cut: no row of stream {stream} with a payload fulfils the condition")
     wanted = {(*key, name) for key in keys for name in specs}
-    before = wanted & cut_already(lake, stream, keys)
+    before = wanted & cut_already(lake, stream, keys, chosen)
+    changed = (wanted & cut_already(lake, stream, keys)) - before
+    if changed:
+        names = ", ".join(sorted({name for *_, name in changed}))
+        say(f"{len(changed)} slides have chips of an earlier form of {names}; they are cut again", err=True)
     path = request_slides(lake, SystemClock().now_ms() * 1_000, CutRequest(stream, keys=keys, specs=tuple(specs)))
     _wait(core, path, keys, wait_s)
-    done = wanted & cut_already(lake, stream, keys)
+    done = wanted & cut_already(lake, stream, keys, chosen)
     result = {"slides": len(keys), "cut": len(done - before), "cut_before": len(before), "not_cut": len(wanted - done)}
     show(f"Chips of {stream} by {', '.join(specs)}", [result], as_json=as_json)
 
@@ -60,8 +67,8 @@ def _columns(rows: Any) -> list[list[Any]]:
     return [rows.column(name).to_pylist() for name in (*_KEY, "payload_shard")]
 
 
-def _specs(core: CoreConfig, stream: str, wanted: list[str]) -> list[str]:
-    """The names of the specs to cut by.
+def _specs(core: CoreConfig, stream: str, wanted: list[str]) -> list[ChipSpec]:
+    """The specs to cut by.
 
     Raises:
         RefusedError: the stream's contract has no such spec.
@@ -72,7 +79,8 @@ def _specs(core: CoreConfig, stream: str, wanted: list[str]) -> list[str]:
     if missing or not known:
         has = f"there are {', '.join(known)}" if known else "it has none"
         raise RefusedError(f"chip spec {(missing or ['(any)'])[0][:80]!r} is not in the contract of stream {stream}; {has}")
-    return wanted or known
+    assert contract is not None
+    return [chip for chip in contract.chips if not wanted or chip.name in wanted]
 
 
 def _wait(core: CoreConfig, path: Path, keys: tuple[SlideKey, ...], wait_s: float) -> None:

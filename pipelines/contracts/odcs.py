@@ -17,7 +17,7 @@ import yaml
 from catchment.runtime.plain import plain_lines
 from pipelines.contracts.yaml_source import YamlSource, read_yaml
 from pipelines.errors import ConfigError, ExpressionError
-from schemas.contract import LIST_TYPES, VECTOR_TYPES, Column, ColumnType, Contract, PiiClass, contract_from_plain
+from schemas.contract import LIST_TYPES, VECTOR_TYPES, ChipSpec, Column, ColumnType, Contract, PiiClass, contract_from_plain
 from schemas.errors import ContractError
 
 _Plain = dict[str, Any]
@@ -294,8 +294,13 @@ def _plain(source: YamlSource, document: _Plain, table: _Plain) -> _Plain:
         plain["event_time_step_s"] = custom["eventTimeStep"]
     if "chips" in custom:
         names = {"name", "size", "overlap", "level"}
-        plain["chips"] = [_renamed(source, chip, {}, names) for chip in custom["chips"]]
+        plain["chips"] = [_renamed(source, chip, {"maxBackground": "max_background"}, names) for chip in custom["chips"]]
     return plain
+
+
+def _chip_spec(chip: ChipSpec) -> _Plain:
+    plain: _Plain = {"name": chip.name, "size": chip.size, "overlap": chip.overlap, "level": chip.level}
+    return plain if chip.max_background is None else {**plain, "maxBackground": chip.max_background}
 
 
 def _quality(source: YamlSource, item: Any, index: int) -> _Plain:
@@ -366,8 +371,7 @@ def to_odcs(contract: Contract) -> str:
     if contract.event_time_step_s is not None:
         custom.append({"property": "eventTimeStep", "value": contract.event_time_step_s})
     if contract.chips:
-        chips = [{"name": chip.name, "size": chip.size, "overlap": chip.overlap, "level": chip.level} for chip in contract.chips]
-        custom.append({"property": "chips", "value": chips})
+        custom.append({"property": "chips", "value": [_chip_spec(chip) for chip in contract.chips]})
     if custom:
         table["customProperties"] = custom
     table["properties"] = [write_column(column) for column in contract.columns]

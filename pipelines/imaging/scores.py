@@ -51,9 +51,14 @@ class BandScores:
     focus: Floats
     counts: Counts
 
+    @property
+    def background(self) -> Floats:
+        """(n,) share near white or near black."""
+        return self.white + self.black
+
     def columns(self) -> dict[str, pa.Array]:
         """The scores as columns of chip rows, nulls for NaN, and the counts as bytes."""
-        scores = {name: pa.array(getattr(self, name), from_pandas=True) for name in BAND_SCORES}
+        scores = {name: pa.array(getattr(self, name), from_pandas=True) for name in ("background", *BAND_SCORES)}
         return {**scores, COUNTS: pa.array([row.tobytes() for row in self.counts], pa.binary())}
 
 

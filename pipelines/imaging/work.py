@@ -17,7 +17,7 @@ from pipelines.imaging.cutting import Cutter
 from pipelines.imaging.facts import Colours
 from pipelines.imaging.reader import TiffLevel, open_level
 from pipelines.imaging.rows import chip_rows
-from pipelines.imaging.scores import COUNTS, counts_of, with_tissue
+from pipelines.imaging.scores import COUNTS, band_scores, counts_of, with_tissue
 from pipelines.imaging.store import (
     ChipFile,
     ChipPlace,
@@ -141,12 +141,14 @@ def _planned(task: SlideTask, level: TiffLevel) -> tuple[Cutter, list[Band]]:
 def _write_band(task: SlideTask, cutter: Cutter, band: Band) -> None:
     chips = cutter.cut(band)
     write_pixels(task.lake, task.place, band.index, chips)
-    shard = write_pictures(task.lake, task.place, task.slide, band.index, chips)
+    windows = [cutter.grid.window(index % cutter.grid.count) for index in range(band.first, band.end)]
+    scores = band_scores(chips.pixels, windows, cutter.level.facts.colours)
+    pictures = write_pictures(task.lake, task.place, task.slide, band.index, chips, scores)
     path = task.lake.root / task.place.band_rows(band.index)
     if not path.parent.is_dir():
         make_folder(path.parent)
     with atomic_file(path, mode=0o644) as file:
-        pq.write_table(chip_rows(task.slide, task.place, cutter, band, chips, shard), file, compression="zstd")
+        pq.write_table(chip_rows(task.slide, task.place, cutter, band, chips, pictures), file, compression="zstd")
 
 
 def _write_rows(task: SlideTask, count: int, *, has_colours: bool) -> ChipFile:
