@@ -8,6 +8,8 @@ from pathlib import Path
 from threading import Event
 from typing import Annotated, Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import typer
 
 from catchment.runtime.clock import SystemClock
@@ -20,6 +22,7 @@ from pipelines.ingest.chips.requests import CutRequest, SlideKey, cut_already, r
 from pipelines.lake.lake import Lake, lake_of
 from pipelines.lake.workplace import scratch
 from pipelines.open_lake import LakeView
+from schemas.chip_contract import chip_stream
 from schemas.contract import ChipSpec
 
 chips_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Chips of slides: cut them again, or by a new spec.")
@@ -61,6 +64,37 @@ def cut(  # each is an option of the command line
     done = wanted & cut_already(lake, stream, keys, chosen)
     result = {"slides": len(keys), "cut": len(done - before), "cut_before": len(before), "not_cut": len(wanted - done)}
     show(f"Chips of {stream} by {', '.join(specs)}", [result], as_json=as_json)
+
+
+@chips_app.command("sheet")
+def sheet(
+    slide: Annotated[str, typer.Argument(help="device/epoch/seq of the slide, such as scanner-1/7/42.")],
+    out: Annotated[Path, typer.Argument(help="The page: .html, or .png for the two maps alone.")],
+    config: Config = None,
+    stream: Annotated[str, typer.Option(help="Stream of the slides.")] = "slide",
+    spec: Annotated[str, typer.Option(help="Chips of this spec; default: the first by name.")] = "",
+    score: Annotated[str, typer.Option(help="Of the heat map: tissue, background, focus, entropy, …")] = "tissue",
+    task: Annotated[str, typer.Option(help="Draw the labels of this task.")] = "",
+) -> None:
+    """A page of one slide's chips: the slide put together from them, a heat map of a score, some chips, labels drawn."""
+    from pipelines.labels.chip_sheet import ChipSheet  # noqa: PLC0415  # the decoder of pictures only here
+    from pipelines.labels.table import read_labels  # noqa: PLC0415  # likewise
+
+    lake = lake_of(load_core_config(config))
+    steps = slide.split("/")
+    if len(steps) != len(_KEY) or not steps[1].isdecimal() or not steps[2].isdecimal():
+        raise RefusedError(f"a slide is named device/epoch/seq, such as scanner-1/7/42, not {slide[:80]!r}")
+    rows = LakeView(lake).rows(chip_stream(stream), where=f"epoch = {int(steps[1])} AND seq = {int(steps[2])}")
+    rows = rows.filter(pc.equal(rows.column("device").cast(pa.string()), steps[0]))
+    specs = sorted(set(rows.column("spec").to_pylist()))
+    chosen = spec or (specs[0] if specs else "")
+    rows = rows.filter(pc.equal(rows.column("spec"), chosen))
+    if "plane" in rows.schema.names:  # of a stack the first one
+        rows = rows.filter(pc.equal(pc.fill_null(rows.column("plane"), 0), 0))
+    rows = rows.append_column("stream", pa.repeat(pa.scalar(chip_stream(stream)), len(rows)))
+    labels = read_labels(lake, task)[0] if task else None
+    found = ChipSheet(lake, f"{slide}, {chosen}", rows.sort_by("chip_index"), score, labels).write(out)
+    say(f"{out}: {found:,} chips of {slide} by {chosen}")
 
 
 def _columns(rows: Any) -> list[list[Any]]:

@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pytest
+import pyvips
 
 from pipelines.config import CoreConfig
 from pipelines.contracts.odcs import to_odcs
@@ -138,6 +140,35 @@ def test_shapes_on_a_slide_give_its_chips_classes_and_boxes_in_a_set(site: Core,
         "set", "export", "boxes/1", str(tmp_path / "coco"), "--to", "coco", "--boxes", "boxes", "--recipient", "QA", *config
     )
     assert done.code == 0, done
+
+
+@pytest.mark.slow
+def test_a_page_of_a_slide_shows_it_put_together_with_a_heat_map_and_labels(
+    site: Core, run_core: RunCore, tmp_path: Path
+) -> None:
+    config = ("-c", str(site.root.parent / "core.toml"))
+    box = Drawn("", LabelKind.BOX, "tumour", (10, 70, 40, 40), sample="slide/scanner-1/7/0")
+    (slide, _) = site.rows("streams/slide")
+    samples = pa.table({"stream": ["slide"], **{name: [slide[name]] for name in ("device", "epoch", "seq", "payload_sha256")}})
+    append_labels(
+        lake_at(site.root), "tissue", match_labels(ForeignFile("test", [box]), samples, LabelOrigin("tissue", "ann")).rows
+    )
+    for suffix in ("html", "png"):
+        done = run_core("chips", "sheet", "scanner-1/7/0", str(tmp_path / f"a.{suffix}"), "--task", "tissue", *config)
+        assert done.code == 0, done
+        assert "16 chips of scanner-1/7/0 by s32" in done.out
+    page = pyvips.Image.new_from_file(str(tmp_path / "a.png")).numpy()
+    assert page.shape == (128, 128 + 16 + 128, 3)
+    assert np.array_equal(page[:64, :128], half_white(128)[:64]), "glass, as it was"
+    below = page[64:, :128].astype(int)
+    outline = (below == (230, 0, 120)).all(axis=2)
+    assert outline[6, 10:50].all()
+    assert np.abs(below - half_white(128)[64:])[~outline].mean() == 0, "PNG chips come back as they were"
+    assert (page[0, 200] == (68, 1, 84)).all(), "no tissue is dark"
+    body = (tmp_path / "a.html").read_text()
+    assert body.count("<figure>") == 2 + 16
+    assert run_core("chips", "sheet", "scanner-1/7/9", str(tmp_path / "b.png"), *config).code == 2
+    assert run_core("chips", "sheet", "scanner-1/7/0", str(tmp_path / "b.gif"), *config).code == 3
 
 
 def test_explain_names_a_chip_by_its_spec_and_number_and_shows_the_values_of_its_slide(site: Core, run_core: RunCore) -> None:
