@@ -81,6 +81,38 @@ def sheet(
     from pipelines.labels.table import read_labels  # noqa: PLC0415  # likewise
 
     lake = lake_of(load_core_config(config))
+    chosen, rows = _chips_of(lake, slide, stream, spec)
+    labels = read_labels(lake, task)[0] if task else None
+    found = ChipSheet(lake, f"{slide}, {chosen}", rows, score, labels).write(out)
+    say(f"{out}: {found:,} chips of {slide} by {chosen}")
+
+
+@chips_app.command("zarr")
+def zarr(
+    slide: Annotated[str, typer.Argument(help="device/epoch/seq of the slide, such as scanner-1/7/42.")],
+    out: Annotated[Path, typer.Argument(help="A folder that is not there yet, such as slide.ome.zarr.")],
+    config: Config = None,
+    stream: Annotated[str, typer.Option(help="Stream of the slides.")] = "slide",
+    spec: Annotated[str, typer.Option(help="Chips of this spec; default: the first by name.")] = "",
+) -> None:
+    """Put a slide together from its chips as an OME-Zarr 0.5 pyramid, for viewers such as napari."""
+    from pipelines.imaging.ome_zarr import write_pyramid  # noqa: PLC0415  # as above
+
+    lake = lake_of(load_core_config(config))
+    chosen, rows = _chips_of(lake, slide, stream, spec)
+    if not len(rows):
+        raise NotFoundError(f"slide {slide} has no chips by {chosen or 'any spec'}; `catchment chips cut` cuts committed slides")
+    levels = write_pyramid(lake, rows, out, f"{slide}, {chosen}")
+    say(f"{out}: {levels} levels of {slide} by {chosen}")
+
+
+def _chips_of(lake: Lake, slide: str, stream: str, spec: str) -> tuple[str, pa.Table]:
+    """The chips of a slide by a spec, or by the first by name, in their order with the column `stream`; and the spec's name.
+
+    Raises:
+        RefusedError: that is not how a slide is named.
+        NotFoundError: the stream has no chips.
+    """
     steps = slide.split("/")
     if len(steps) != len(_KEY) or not steps[1].isdecimal() or not steps[2].isdecimal():
         raise RefusedError(f"a slide is named device/epoch/seq, such as scanner-1/7/42, not {slide[:80]!r}")
@@ -92,9 +124,7 @@ def sheet(
     if "plane" in rows.schema.names:  # of a stack the first one
         rows = rows.filter(pc.equal(pc.fill_null(rows.column("plane"), 0), 0))
     rows = rows.append_column("stream", pa.repeat(pa.scalar(chip_stream(stream)), len(rows)))
-    labels = read_labels(lake, task)[0] if task else None
-    found = ChipSheet(lake, f"{slide}, {chosen}", rows.sort_by("chip_index"), score, labels).write(out)
-    say(f"{out}: {found:,} chips of {slide} by {chosen}")
+    return chosen, rows.sort_by("chip_index")
 
 
 def _columns(rows: Any) -> list[list[Any]]:
