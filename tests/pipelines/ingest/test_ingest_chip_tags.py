@@ -159,11 +159,11 @@ def test_a_page_of_a_slide_shows_it_put_together_with_a_heat_map_and_labels(
         assert "16 chips of scanner-1/7/0 by s32" in done.out
     page = pyvips.Image.new_from_file(str(tmp_path / "a.png")).numpy()
     assert page.shape == (128, 128 + 16 + 128, 3)
-    assert np.array_equal(page[:64, :128], half_white(128)[:64]), "glass, as it was"
+    assert np.array_equal(page[:64, :128], half_white(128, 0)[:64]), "glass, as it was"
     below = page[64:, :128].astype(int)
     outline = (below == (230, 0, 120)).all(axis=2)
     assert outline[6, 10:50].all()
-    assert np.abs(below - half_white(128)[64:])[~outline].mean() == 0, "PNG chips come back as they were"
+    assert np.abs(below - half_white(128, 0)[64:])[~outline].mean() == 0, "PNG chips come back as they were"
     assert (page[0, 200] == (68, 1, 84)).all(), "no tissue is dark"
     body = (tmp_path / "a.html").read_text()
     assert body.count("<figure>") == 2 + 16
