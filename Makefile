@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-torch test-peers fetch-torch fetch-peers core-kills bucket-kills power-cuts soak gate fuzz mutants check format bench lock wheel wheels deb systemd-units clean
+.PHONY: help setup demo test test-slow test-torch test-peers test-runners fetch-torch fetch-peers fetch-runners core-kills bucket-kills power-cuts soak gate fuzz mutants check format bench lock wheel wheels deb systemd-units clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,11 +29,17 @@ test-torch: fetch-torch ## the loader's tests with the real PyTorch, and what Li
 test-peers: fetch-peers ## exports, Zarr sets and the files for Kubernetes by the tools they are for, fetched into .peers (1 GB)
 	@PYTHONPATH=.peers $(BIN)/pytest -q tests/pipelines/training/test_set_export.py tests/pipelines/training/test_set_windows.py tests/packaging/test_kubernetes_schemas.py
 
+test-runners: fetch-runners ## the graphs on Prism, built into .runners (needs Go)
+	@$(BIN)/pytest -q -k prism tests/pipelines/runners tests/pipelines/training/test_set_building.py
+
 fetch-torch: setup
 	@[ -d .torch/litdata ] || $(BIN)/pip install --quiet --no-deps --require-hashes --target .torch -r requirements-torch.lock
 
 fetch-peers: setup
 	@[ -d .peers/xarray ] && [ -d .peers/kubernetes_validate ] || $(BIN)/pip install --quiet --no-deps --require-hashes --target .peers -r requirements-peers.lock
+
+fetch-runners: setup
+	@sh scripts/runners.sh
 
 gate: setup ## 100,000 random rules on both engines: not one verdict may differ (about ten minutes)
 	@CATCHMENT_GATE_EXPRESSIONS=100000 $(BIN)/pytest -q -n $(JOBS) -k many_random_expressions tests/pipelines/policy
@@ -69,7 +75,7 @@ format: setup ## let the formatter decide
 bench: setup ## the benchmarks, small: do they run, what do they print
 	@$(BIN)/python scripts/bench_smoke.py
 
-lock: setup ## choose the packages' versions anew (needs uv)
+lock: setup ## choose the packages' versions again (needs uv)
 	@sh scripts/lock.sh
 
 wheel: setup ## the wheel, in dist/

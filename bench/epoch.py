@@ -1,4 +1,4 @@
-"""Shuffled-epoch reading: our reader beside bare pread (the floor of any reader) and pyarrow's row-group reads.
+"""Shuffled-epoch reading: our reader next to bare pread (the floor of any reader) and pyarrow's row-group reads.
 
 All read the same payload bytes from the same files in one process with a warm page cache. Run: python bench/epoch.py [--smoke]
 """

@@ -92,7 +92,8 @@ class Agent:
         self._rules = open_rules(config, self._clock)
         self._spool = spool or open_spool(config, self._clock)
         try:
-            self._clock_hold = ClockHold(self._boot_clock, self._spool, config.uplink.clock_wait_s, self._clock)
+            waits_s = (config.uplink.clock_wait_s, config.uplink.sync_wait_s)
+            self._clock_hold = ClockHold(self._boot_clock, self._spool, waits_s[0], self._clock, waits_s[1])
             claim(config.state_dir, config.device, sum(books.spooled for books in self._spool.books()))
             if config.model is not None:
                 self._models = self._build_models(config.model)
@@ -111,7 +112,7 @@ class Agent:
             False when what is left is parked and so can never be settled, True otherwise.
 
         Raises:
-            AgentError: the spool broke; start again, which mends it.
+            AgentError: the spool broke; start again, which repairs it.
         """
         try:
             self._apply(self._config)
@@ -245,7 +246,7 @@ class Agent:
     def _build_pump(self, source: SourceConfig) -> SourcePump:
         contract = load_contract(source)
         limits = BatchLimits(self._config.uplink.envelope_bytes, self._config.spool.part_threshold_bytes)
-        # What is redacted or encrypted in the spool must not lie in clear beside it.
+        # What is redacted or encrypted in the spool must not lie in clear next to it.
         is_secret = contract.has_redaction or self._config.spool.key is not None
         folder = None if is_secret else self._config.state_dir / "parked"
         build: Callable[[bytes | None], Source] = partial(_build, source, contract, self._clock, folder)

@@ -173,7 +173,7 @@ class _Survey:
         director = config.director
         if director is None and config.model is not None:
             self.report_lines.append(
-                "  warning: no [director]: this device follows unsigned orders of whoever keeps the broker;"
+                "  warning: no [director]: this device follows unsigned orders of the person who keeps the broker;"
                 " the next release follows signed ones alone (catchment director show)"
             )
         if director is None or director.file is None:

@@ -101,6 +101,7 @@ class UplinkConfig(Section, frozen=True):
         unsettled_bytes: bodies sent that no receipt covers yet; beyond it sending waits for the core.
         resend_after_s: what is not settled by then is sent again (each time after twice as long).
         clock_wait_s: how long samples of a clock that is not set wait for it, so that they leave with what corrects their times.
+        sync_wait_s: how long samples of a clock that may be right wait, after the agent's start, for the kernel to say so.
         envelope_bytes: a batch of samples is cut into bodies of about this size.
         part_bytes: a large payload is cut into parts of this size.
         report_interval_s: how often the device tells its books, when they changed.
@@ -114,6 +115,7 @@ class UplinkConfig(Section, frozen=True):
     unsettled_bytes: int = 256 * MIB
     resend_after_s: float = 60.0
     clock_wait_s: float = 3_600.0
+    sync_wait_s: float = 0.0
     envelope_bytes: int = 256 * KIB
     part_bytes: int = MIB
     report_interval_s: float = 5.0
@@ -127,6 +129,7 @@ class UplinkConfig(Section, frozen=True):
         within("unsettled_bytes", self.unsettled_bytes, self.window_bytes, 2**50)
         within("resend_after_s", self.resend_after_s, 0.1, 86_400)
         within("clock_wait_s", self.clock_wait_s, 0, 31_536_000)
+        within("sync_wait_s", self.sync_wait_s, 0, 31_536_000)
         within("envelope_bytes", self.envelope_bytes, 4 * KIB, 64 * MIB)
         within("part_bytes", self.part_bytes, 4 * KIB, MAX_PART_BYTES)
         within("report_interval_s", self.report_interval_s, 0.1, 3_600)
@@ -163,7 +166,7 @@ class DirectorConfig(Section, frozen=True):
     Attributes:
         public_keys: Ed25519 keys, 64 hexadecimal digits each. Two during a change of keys.
         file: a file with such keys, one a line, as `edge-agent enrol --director` writes it.
-        cohorts: names of the groups that this device belongs to, beside `all`.
+        cohorts: names of the groups that this device belongs to, next to `all`.
     """
 
     public_keys: tuple[str, ...] = ()

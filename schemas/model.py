@@ -138,6 +138,6 @@ def decode_details(body: bytes) -> ModelSpec:
 
 
 def details_of(custom: object) -> str | None:
-    """The target path of a version's details, as said beside its ONNX file; None: everything is said there."""
+    """The target path of a version's details, as said next to its ONNX file; None: everything is said there."""
     path = custom.get("details") if isinstance(custom, dict) else None
     return path if isinstance(path, str) else None

@@ -90,7 +90,7 @@ class InspectStep(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         use: an inspector's name; a user's own is named by `file` and `function`, or is an entry point of this name.
-        file: a file beside the policy: Python code, or an ONNX model.
+        file: a file next to the policy: Python code, or an ONNX model.
         function: the name of the function or class in it.
         code: the SHA-256 of the file, under which the lake keeps it; put in when the policy is loaded.
         columns: of a user's function: the columns it gives, with their types; of others none.
@@ -163,7 +163,7 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def label(self) -> str:
-        """Id and version, as they stand beside each tag."""
+        """Id and version, as they stand next to each tag."""
         return f"{self.id}@{self.version}"
 
     @property

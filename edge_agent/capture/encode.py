@@ -15,7 +15,6 @@ import structlog
 
 from catchment.runtime.clock import doubled_s
 from edge_agent.capture.ipc_form import Filled, Form
-from edge_agent.clock_quality import EARLIEST_MS
 from edge_agent.errors import EncodingError, SpoolFullError
 from edge_agent.sources.api import Rejects, SampleBatch, Scalar
 from edge_agent.spool.records import ClockReference, NewEnvelope, ObjectRef
@@ -55,7 +54,7 @@ def last_position(batches: Sequence[SampleBatch]) -> bytes | None:
     return next((batch.position for batch in reversed(batches) if batch.position is not None), None)
 
 
-FindReferences = Callable[[Sequence[int]], list[ClockReference]]
+FindReferences = Callable[[Sequence[int]], Sequence[ClockReference | None]]
 
 
 def split_unset(batch: SampleBatch, references: FindReferences | None) -> list[tuple[SampleBatch, ClockReference | None]]:
@@ -63,20 +62,20 @@ def split_unset(batch: SampleBatch, references: FindReferences | None) -> list[t
 
     Args:
         batch: the samples.
-        references: gives the basis of such event times; None: they are stored as they are.
+        references: gives the basis of event times of this machine's clock, None of one that is right; None: all are stored as
+            they are.
 
     Returns:
         (samples, what their times rest on where they need correction), in the batch's order within each.
     """
-    limit_us = EARLIEST_MS * 1000
-    unset = [row for row, time_us in enumerate(batch.event_time_us) if time_us < limit_us] if batch.agent_clock else []
-    if references is None or not unset:
+    if references is None or not batch.agent_clock or not len(batch):
         return [(batch, None)]
+    clocks = references(batch.event_time_us)
+    if len(set(clocks)) == 1:
+        return [(batch, clocks[0])]
     rows: dict[ClockReference | None, list[int]] = {}
-    for row, clock in zip(unset, references([batch.event_time_us[row] for row in unset]), strict=True):
+    for row, clock in enumerate(clocks):
         rows.setdefault(clock, []).append(row)
-    if len(unset) < len(batch):
-        rows[None] = [row for row, time_us in enumerate(batch.event_time_us) if time_us >= limit_us]
     return [(batch if len(part) == len(batch) else batch.take(part), clock) for clock, part in rows.items()]
 
 

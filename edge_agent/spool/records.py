@@ -8,7 +8,7 @@ from edge_agent.errors import SpoolError
 from schemas.envelope import MAX_SAMPLES_PER_ENVELOPE, Span
 from schemas.ids import Digest, StreamName
 
-# What a row costs beside its body: columns, index entries, page slack. Measured as ~180 bytes, rounded up.
+# What a row costs next to its body: columns, index entries, page slack. Measured as ~180 bytes, rounded up.
 ROW_OVERHEAD_BYTES = 256
 # Above every priority that can be configured: nothing that comes in is worth more.
 KEPT_PRIORITY = 2_000_000
@@ -18,7 +18,7 @@ def eviction_priority(priority: int, *, waits_for_room: bool) -> int:
     """The highest priority that is given up for samples of this one.
 
     A stream that is never given up is worth more than any that is: all of those make way for it, and it waits only where its
-    own kind fills the spool. By its own priority it would wait beside samples that are given up the moment others come in.
+    own kind fills the spool. By its own priority it would wait next to samples that are given up the moment others come in.
     """
     return KEPT_PRIORITY - 1 if waits_for_room else priority
 
@@ -55,17 +55,39 @@ class BodyPlace:
     size_bytes: int
 
 
+_FREE = "free-"
+MAX_BOOT_CHARS = 64
+# Less than this is the drift of one clock, not a jump.
+CLOCK_JUMP_US = 1_000_000
+
+
+def free_boot(boot: str) -> str:
+    """The name under which times of a boot stand that may be true, read before anybody had set the clock in it."""
+    return f"{_FREE}{boot}"[:MAX_BOOT_CHARS]
+
+
 @dataclass(frozen=True, slots=True)
 class ClockReference:
     """The basis of event times read from a clock that was not set, so that they can be corrected once it is.
 
     Attributes:
-        boot: the kernel's id of the boot in which they were read.
+        boot: the kernel's id of the boot in which they were read; by `free_boot`, where they may be true as they are.
         offset_us: wall clock minus time since boot when they were read, in microseconds.
     """
 
     boot: str
     offset_us: int
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the times may be true as they are: the clock stood at a possible time, and ran free."""
+        return self.boot.startswith(_FREE)
+
+    def is_needed(self, true_offset_us: int | None) -> bool:
+        """Whether the core must hear of it: times that may be true are right until the clock is seen to have jumped."""
+        if not self.is_free:
+            return True
+        return true_offset_us is not None and abs(self.shift_us(true_offset_us)) > CLOCK_JUMP_US
 
     def shift_us(self, true_offset_us: int) -> int:
         """Return the correction of the event times, given the offset that held once the clock was set."""

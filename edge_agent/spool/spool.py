@@ -38,7 +38,7 @@ class Spool:
         max_bytes: the quota for database, bodies and large payloads together.
         linger_ms: how long an append may wait for others to share its commit.
         clock: time for epochs and lingering.
-        page_bytes: of a database that is made anew: large where bodies are.
+        page_bytes: of a database that is made again: large where bodies are.
         min_free_bytes: what is left free on the disk for others.
         seal: encrypts what is stored.
 
@@ -98,7 +98,7 @@ class Spool:
         """
         sealed = seal_append(append, self._seal)
         if self._budget.lacks_for_bodies(sealed):
-            # As rows they would pass through the log, which has no room for so much beside a full quota.
+            # As rows they would pass through the log, which has no room for so much next to a full quota.
             self._make_room(sealed.cost_bytes, append.eviction_priority)
         future = self._writer.append(self._bodies.put_all(sealed, self._budget.for_files_bytes))
         pinned = [envelope.large.digest for envelope in append.envelopes if envelope.large is not None]
@@ -188,6 +188,11 @@ class Spool:
         """Whether samples were captured on the unset clock of this boot."""
         with self._lock:
             return changes.is_boot_unset(self._reader, boot)
+
+    def holds_boot(self, boot: str) -> bool:
+        """Whether an envelope's times rest on the clock of this boot."""
+        with self._lock:
+            return self._reader.execute("SELECT 1 FROM envelope WHERE boot = ? LIMIT 1", (boot,)).fetchone() is not None
 
     def lease(self, id_: int) -> Envelope | None:
         """Lease this very envelope, whatever its turn; None when it is gone."""

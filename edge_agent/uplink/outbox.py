@@ -34,6 +34,37 @@ _LOOK_EVERY_S = 5.0
 _SHARE_FOR_S = 600.0
 
 
+def head_of(envelope: Envelope, device: DeviceId, true_offset_us: int | None, now_ms: int) -> EnvelopeHead:
+    """What an envelope's properties say.
+
+    Args:
+        envelope: as the spool has it.
+        device: whose.
+        true_offset_us: wall clock minus time since boot as it was once the clock was right, in the boot that the envelope's times
+            rest on; None where it never was.
+        now_ms: this machine's wall clock.
+    """
+    clock, created_us, shift_us = envelope.clock, envelope.created_us, None
+    if clock is not None and not clock.is_needed(true_offset_us):
+        clock = None
+    if clock is not None and true_offset_us is not None:
+        shift_us = clock.shift_us(true_offset_us)
+        is_early = created_us + shift_us <= now_ms * 1000 if clock.is_free else created_us < EARLIEST_MS * 1000
+        # Made in the instant in which the clock was set: then this time is right already.
+        created_us += shift_us if is_early else 0
+    return EnvelopeHead(
+        device=device,
+        stream=envelope.stream,
+        content_type=ARROW_STREAM,
+        span=envelope.span,
+        contract_version=envelope.contract_version,
+        encoding=envelope.encoding,
+        created_us=created_us,
+        clock_boot=None if clock is None else clock.boot,
+        clock_shift_us=shift_us,
+    )
+
+
 @dataclass(slots=True)
 class UplinkProgress:
     """Written by the uplink's thread, read by any. Times are monotonic; minus infinity: never.
@@ -324,23 +355,8 @@ class Outbox:
         return message.packet_bytes
 
     def _head(self, envelope: Envelope) -> EnvelopeHead:
-        clock, created_us, shift_us = envelope.clock, envelope.created_us, None
-        true_offset_us = None if clock is None else self._spool.boot_offset_us(clock.boot)
-        if clock is not None and true_offset_us is not None:
-            shift_us = clock.shift_us(true_offset_us)
-            # Made in the instant in which the clock was set: then this time is right already.
-            created_us += shift_us if created_us < EARLIEST_MS * 1000 else 0
-        return EnvelopeHead(
-            device=self._device,
-            stream=envelope.stream,
-            content_type=ARROW_STREAM,
-            span=envelope.span,
-            contract_version=envelope.contract_version,
-            encoding=envelope.encoding,
-            created_us=created_us,
-            clock_boot=None if clock is None else clock.boot,
-            clock_shift_us=shift_us,
-        )
+        true_offset_us = None if envelope.clock is None else self._spool.boot_offset_us(envelope.clock.boot)
+        return head_of(envelope, self._device, true_offset_us, self._clock.now_ms())
 
     def _park(self, id_: int, reason: str) -> None:
         log.error("envelope_parked", id=id_, reason=reason)

@@ -344,7 +344,7 @@ class Subscriber:
         once = SubscribeOptions(
             qos=1, noLocal=True, retainAsPublished=True, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB
         )
-        # Not every broker says who took a session over, and two bridges with one id would throw each other out for ever:
+        # Not every broker says who took a session over, and two bridges with one id would throw each other out permanently:
         # each process says once that it is the one, and one that comes back and reads another's word stops.
         if self.connections == 1:
             self._publish_instance()

@@ -22,6 +22,7 @@ from pipelines.config import CoreConfig, load_core_config
 from pipelines.director import director_folder, first_director
 from pipelines.errors import ConfigError, RefusedError
 from pipelines.lake.lake import lake_of
+from pipelines.rollout.evaluation import evaluate
 from pipelines.rollout.golden import GoldenTrial, check_scores, try_within_limits
 from pipelines.rollout.keys import ROLES, KeyFolder, KeyPlan, keys_folder, load_signer, models_folder, new_key
 from pipelines.rollout.onnx_metadata import with_metadata
@@ -343,6 +344,30 @@ def model_withdraw(name: str, version: int, config: Config = None, keys: Keys = 
     names = ", ".join(rollout.name for rollout in halted) or "none"
     out.print(f"{name} version {gone.spec.version} is withdrawn; rollouts halted: {names}")
     order_again(halted, core)
+
+
+@model_app.command("evaluate")
+def model_evaluate(
+    name: Annotated[str, typer.Argument(help="The model's name.")],
+    stream: Annotated[str, typer.Option("--from", help="The stream with its predictions.")],
+    task: Annotated[str, typer.Option(help="The task of the labels.")],
+    by: Annotated[list[str] | None, typer.Option(help="Slices: a column, tag, day, hour or week; once for each.")] = None,
+    version: Annotated[int | None, typer.Option(help="Only this version.")] = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how right a model is on labelled samples, by slice, with 95 % intervals; worse slices are marked."""
+    found = evaluate(lake_of(load_core_config(config)), stream, name, task, by or (), version)
+    if as_json:
+        say_json(msgspec.json.encode(found).decode())
+        return
+    table = PlainTable("by", "slice", "labelled", "right", "95 %", "mean score", "")
+    for each in found:
+        right, score = each.right, "" if each.mean_score is None else f"{each.mean_score:.3f}"
+        span = f"{right.low:.1%} to {right.high:.1%}"
+        mark = "worse than the others" if each.is_worse else ""
+        table.add_row(each.by, each.value, str(right.samples), f"{right.share:.1%}", span, score, mark)
+    out.print(table)
 
 
 @model_app.command("serve")

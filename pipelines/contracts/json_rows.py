@@ -222,7 +222,7 @@ def _payload(value: dict[str, Any], max_bytes: int) -> dict[str, Any]:
 
 
 class JsonCellError(ValueError):
-    """A value of a row from outside does not fit; the message is the reason to store beside the row."""
+    """A value of a row from outside does not fit; the message is the reason to store next to the row."""
 
 
 class Repeated(dict[str, Any]):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pipelines.imaging.codecs import Samples
 from pipelines.imaging.encoding import encoder, mask_png
 from pipelines.imaging.facts import ImageFacts
-from pipelines.imaging.reader import TiffLevel
+from pipelines.imaging.reader import ImageLevel
 from pipelines.imaging.tiling import Band, Grid, TileWindow, last_chip
 
 _MAX_THREADS = 4
@@ -49,7 +49,7 @@ class _Cut:
 class _PlaneTiles:
     """The decoded tiles of one plane that chips still need."""
 
-    def __init__(self, level: TiffLevel, grid: Grid, plane: int) -> None:
+    def __init__(self, level: ImageLevel, grid: Grid, plane: int) -> None:
         self._level = level
         self._grid = grid
         self._plane = plane
@@ -101,7 +101,7 @@ class Cutter:
         threads: for decoding and encoding; 0 for as many as there are cores, at most 4.
     """
 
-    def __init__(self, level: TiffLevel, grid: Grid, threads: int = 0) -> None:
+    def __init__(self, level: ImageLevel, grid: Grid, threads: int = 0) -> None:
         self.tiles_decoded = 0
         self.level = level
         self.grid = grid

@@ -71,6 +71,7 @@ class ImageFacts:
         icc: the colour profile; empty without one.
         orientation: EXIF orientation of the file (1 to 8); chips keep the stored order of pixels.
         left_out: the other images of the file, by name and size; none of them is cut.
+        notes: what the decoder has converted.
     """
 
     width: int
@@ -92,12 +93,14 @@ class ImageFacts:
     icc: bytes = b""
     orientation: int = 1
     left_out: str = ""
+    notes: str = ""
 
     @property
     def converted(self) -> str:
         """How the chips' pixels differ from the stored ones; empty where they are the same."""
-        words = [f"gray scaled by {self.scale}"] if self.scale > 1 else []
-        return "; ".join(words + (["white was zero, inverted"] if self.is_inverted else []))
+        scaled = f"gray scaled by {self.scale}" if self.scale > 1 else ""
+        inverted = "white was zero, inverted" if self.is_inverted else ""
+        return "; ".join(words for words in (scaled, inverted, self.notes) if words)
 
     @property
     def icc_sha256(self) -> str | None:

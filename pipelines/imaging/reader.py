@@ -1,9 +1,8 @@
-"""Read tiles or strips out of a huge TIFF, each by itself. tifffile parses; `codecs` decodes."""
+"""Open an image, and read tiles or strips out of a huge TIFF, each by itself. tifffile parses; `codecs` decodes."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import tifffile
@@ -14,9 +13,11 @@ from pipelines.imaging.codecs import SLACK_BYTES, Samples, decode_segment
 from pipelines.imaging.describe import image_facts
 from pipelines.imaging.facts import ImageFacts
 from pipelines.imaging.header import Source, check_chain, check_tiles
+from pipelines.imaging.pictures import PictureLevel, open_picture, picture_kind
 from pipelines.imaging.tiling import TileGrid
 
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_HEAD_BYTES = 16
 _BLANK_RANGE = 4
 
 
@@ -98,17 +99,27 @@ class TiffLevel:
         return np.iinfo(found.dtype).max - found if facts.is_inverted else found
 
 
+ImageLevel: TypeAlias = TiffLevel | PictureLevel
+
+
 @contextmanager
-def open_level(file: BinaryIO, offset: int, length: int, level: int, max_pixels: int) -> Iterator[TiffLevel]:
-    """Open one level of the TIFF in bytes `offset`..`offset + length` of an open file, which is closed afterwards.
+def open_level(file: BinaryIO, offset: int, length: int, level: int, max_pixels: int) -> Iterator[ImageLevel]:
+    """Open one level of the image in bytes `offset`..`offset + length` of an open file, which is closed afterwards.
 
     Raises:
-        UnreadableImageError: not a TIFF of a supported kind, no such level, or above a limit.
+        UnreadableImageError: not an image of a supported kind, no such level, or above a limit.
     """
     with file:
         source = Source(file.fileno(), offset, length)
-        if os.pread(source.descriptor, min(4, length), offset) not in _TIFF_HEADS:
-            raise UnreadableImageError("not a TIFF; only tiled or striped TIFF (SVS, COG and their like) is cut")
+        head = source.read(0, _HEAD_BYTES)
+        kind = picture_kind(head)
+        if kind:
+            with _reasons(f"not a {kind.upper()} that can be read"):
+                picture = open_picture(kind, source, level, max_pixels)
+            yield picture
+            return
+        if head[:4] not in _TIFF_HEADS:
+            raise UnreadableImageError("not a TIFF, PNG, JPEG, WebP, JPEG 2000, JPEG XL or AVIF; others are not cut")
         with _reasons("header cannot be read"):
             check_chain(source)
             tiff = tifffile.TiffFile(file, offset=offset, size=length, _multifile=False)

@@ -15,7 +15,7 @@ from catchment.runtime.atomic_files import atomic_file, make_folder, write_atomi
 from pipelines.errors import UnreadableImageError
 from pipelines.imaging.cutting import Cutter
 from pipelines.imaging.facts import Colours
-from pipelines.imaging.reader import TiffLevel, open_level
+from pipelines.imaging.reader import ImageLevel, open_level
 from pipelines.imaging.rows import chip_rows
 from pipelines.imaging.scores import COUNTS, band_scores, counts_of, with_tissue
 from pipelines.imaging.store import (
@@ -120,7 +120,7 @@ def _result_path(task: SlideTask) -> Path:
     return task.lake.root / cut_folder(task.place.cut) / f"{task.place.number}.json"
 
 
-def _planned(task: SlideTask, level: TiffLevel) -> tuple[Cutter, list[Band]]:
+def _planned(task: SlideTask, level: ImageLevel) -> tuple[Cutter, list[Band]]:
     """The grid as bands, with the array that takes them; what cannot be held in memory is refused before a tile is decoded."""
     spec, facts = task.slide.spec, level.facts
     grid = Grid(facts.width, facts.height, spec.size, spec.overlap)
@@ -189,7 +189,7 @@ def _band_rows(task: SlideTask, index: int, columns: list[str] | None = None) ->
     return pq.read_table(task.lake.root / task.place.band_rows(index), columns=columns, partitioning=None)
 
 
-def _opened(task: SlideTask) -> AbstractContextManager[TiffLevel]:
+def _opened(task: SlideTask) -> AbstractContextManager[ImageLevel]:
     slide = task.slide
     of = sample_label(slide.key.stream, slide.key.device, slide.key.epoch, slide.key.seq)
     file = open_referred(task.lake, slide.shard, of)

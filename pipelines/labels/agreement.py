@@ -49,7 +49,10 @@ class AuthorShare(msgspec.Struct, frozen=True):
 
 
 class LabelAgreement(msgspec.Struct, frozen=True):
-    """What a task's labels say of their authors. `mean_overlap` (IoU) is of shapes that two authors drew around one thing."""
+    """What a task's labels say of their authors. `mean_overlap` (IoU) is of shapes that two authors drew around one thing.
+
+    `numbers` is alpha for classes that are all numbers, such as grades or counts: to miss by one is less than to miss by five.
+    """
 
     samples: int
     by_several: int
@@ -58,16 +61,22 @@ class LabelAgreement(msgspec.Struct, frozen=True):
     mean_overlap: float | None
     authors: tuple[AuthorShare, ...]
     not_compared: dict[str, int] = {}
+    numbers: Alpha | None = None
+
+    @property
+    def measures(self) -> tuple[tuple[str, Alpha], ...]:
+        """What alpha was computed of, in words, and the alphas that say something."""
+        every = (("classes", self.classes), ("the numbers they name", self.numbers), ("shapes", self.shapes))
+        return tuple((what, alpha) for what, alpha in every if alpha is not None and alpha.alpha is not None)
 
     @property
     def words(self) -> tuple[str, ...]:
-        """A sentence for classes and one for shapes, where two or more authors labelled the same samples."""
+        """A sentence for each measure, where two or more authors labelled the same samples."""
         found = []
-        for what, alpha in (("classes", self.classes), ("shapes", self.shapes)):
-            if alpha.alpha is not None:
-                span = f"{alpha.alpha:.3f} (95 %: {alpha.low:.3f} to {alpha.high:.3f})"
-                weak = f"; below {RELIABLE}, too low to rely on" if alpha.alpha < RELIABLE else ""
-                found.append(f"agreement on {what}: Krippendorff's alpha {span} over {alpha.units:,} by several authors{weak}")
+        for what, alpha in self.measures:
+            span = f"{alpha.alpha:.3f} (95 %: {alpha.low:.3f} to {alpha.high:.3f})"
+            weak = f"; below {RELIABLE}, too low to rely on" if alpha.alpha is not None and alpha.alpha < RELIABLE else ""
+            found.append(f"agreement on {what}: Krippendorff's alpha {span} over {alpha.units:,} by several authors{weak}")
         return tuple(found)
 
 
@@ -90,7 +99,7 @@ def agreement_of(labels: pa.Table, rule: ResolveRule = "latest") -> LabelAgreeme
     per_sample = votes.group_by(key).len()
     return LabelAgreement(
         len(per_sample), len(per_sample.filter(pl.col("len") > 1)), nominal_alpha(units, values), shapes, mean_overlap, authors,
-        left_out,
+        left_out, _number_agreement(units, votes["value"]),
     )  # fmt: skip
 
 
@@ -136,6 +145,14 @@ def interval_alpha(units: _Codes, values: _Floats, seed: int = 0) -> Alpha:
     picked = (moments[:, rng.integers(len(sizes), size=len(sizes))].sum(axis=1) for _ in range(draws))
     observed, size, total, square = np.stack([moments.sum(axis=1), *picked]).T
     return _with_interval(observed / size, 2 * (size * square - total**2) / (size * (size - 1)), len(sizes), len(units))
+
+
+def _number_agreement(units: _Codes, classes: pl.Series) -> Alpha | None:
+    """Alpha of classes that are numbers; None where one is none."""
+    numbers = classes.cast(pl.Float64, strict=False)
+    if not len(numbers) or numbers.null_count() or not numbers.is_finite().all():
+        return None
+    return interval_alpha(units, numbers.to_numpy())
 
 
 def _paired(units: _Codes) -> tuple[_Codes, npt.NDArray[np.bool_]]:

@@ -5,6 +5,7 @@ files stay until `vacuum`, so a reader of a pinned version is never disturbed. A
 the next compaction writes again, or `vacuum` takes away.
 """
 
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,11 @@ from deltalake import DeltaTable
 
 from pipelines.errors import CorruptLakeError
 from pipelines.lake.commit import live_sizes, swap_files
-from pipelines.lake.compact_plan import MIN_FILES, Small, bins, name_of
+from pipelines.lake.compact_plan import MIN_FILES, MIN_LASTING_FILES, Small, bins, name_of, tiers
+from pipelines.lake.delta_log import REMOVED_SCHEMA, remember_removed
 from pipelines.lake.files import write_table_file
 from pipelines.lake.lake import Lake
-from pipelines.lake.layout import ARCHIVE, COMMITS, PAYLOAD, QUARANTINE, QUARANTINE_CLOSED, ROLLUPS, STREAMS, stream_table
+from pipelines.lake.layout import ARCHIVE, COMMITS, LABELS, PAYLOAD, QUARANTINE, QUARANTINE_CLOSED, ROLLUPS, STREAMS, stream_table
 from pipelines.lake.payload_drop import SHARD, drop_unnamed, is_own_shard, named_rows, rewrite_shards, turn_references
 from pipelines.lake.quarantined import closed
 from pipelines.lake.reference import checked_name, referred_path, table_path
@@ -54,6 +56,7 @@ def compact_all(lake: Lake, min_files: int = MIN_FILES) -> list[Compacted]:
     tables = [
         *(stream_table(stream) for stream in lake.folders(STREAMS)),
         *(rollup_table(stream) for stream in lake.folders(ROLLUPS)),
+        *(f"{LABELS}/{task}" for task in lake.folders(LABELS)),
         COMMITS,
         ARCHIVE,
         QUARANTINE_CLOSED,
@@ -76,7 +79,7 @@ def compact_table(lake: Lake, name: str, min_files: int = MIN_FILES) -> Compacte
     before = live_sizes(table)
     small = _live(lake, name, table)
     gone = frozenset(closed(lake).column("id").to_pylist()) if name == QUARANTINE else frozenset()
-    groups = bins(small, min_files)
+    groups = tiers(small, max(min_files, MIN_LASTING_FILES)) if _stays_readable(name) else bins(small, min_files)
     rows = sum(_compact_group(lake, name, table, group, gone) for group in groups)
     if not groups:
         return None
@@ -138,11 +141,21 @@ def _compact_group(lake: Lake, name: str, table: DeltaTable, group: Sequence[Sma
     if "device" in keys and "event_time" in keys:
         rows = rows.sort_by([(key, "ascending") for key in keys])
     new = write_table_file(lake, name, name_of(group), rows, private_of(table, rows.schema), lasting=True)
+    if _stays_readable(name):
+        # Before they are removed: vacuum must not take what an older version names.
+        paths = pa.array([Path(file.path).name for file in group])
+        removed = pa.table([paths, pa.array([round(time.time() * 1_000)] * len(group), pa.int64())], REMOVED_SCHEMA)
+        remember_removed(lake, name, removed, 0)
     swapped = swap_files(lake, name, [file.path for file in group], [new], {"catchment.compact": str(len(group))})
     lake.evict([lake.root / new.path, *(lake.root / name / file.path for file in group)])
     if not swapped:
         log.warning("compaction_overtaken", table=name, files=len(group))
     return int(rows.num_rows)
+
+
+def _stays_readable(name: str) -> bool:
+    """Whether sets and runs pin versions of a table for good."""
+    return name.startswith(f"{LABELS}/")
 
 
 def _with_one_shard(lake: Lake, name: str, rows: pa.Table, group: Sequence[Small]) -> pa.Table:

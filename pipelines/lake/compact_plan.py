@@ -13,6 +13,9 @@ SMALL_PAYLOAD_BYTES = 128 * 1024 * 1024
 TARGET_PAYLOAD_BYTES = 512 * 1024 * 1024
 TARGET_ROWS = 4_000_000
 MIN_FILES = 4
+# Of tables whose old versions stay readable for good.
+MIN_LASTING_FILES = 16
+COMPACTED = "compact-"
 
 
 class Small(NamedTuple):
@@ -42,10 +45,22 @@ def bins(files: Iterable[Small], min_files: int = MIN_FILES) -> list[tuple[Small
     return [group for group in found if len(group) >= min_files]
 
 
+def tiers(files: Iterable[Small], min_files: int) -> list[tuple[Small, ...]]:
+    """The same for a table of which every version stays readable: what was put together before waits for as many of its kind.
+
+    Each row is written again only once in so many commits, and once more in the square of so many: the old files stay, too.
+    """
+    made: list[Small] = []
+    fresh: list[Small] = []
+    for file in files:
+        (made if file.path.startswith(COMPACTED) else fresh).append(file)
+    return [*bins(fresh, min_files), *bins(made, min_files)]
+
+
 def name_of(group: Sequence[Small], salt: str = "") -> str:
     """The name of the file that a group becomes: the same group gives the same name, so a repeated try replaces its own."""
     text = "\n".join([salt, *(file.path for file in group)])
-    return f"compact-{hashlib.sha256(text.encode()).hexdigest()[:24]}.parquet"
+    return f"{COMPACTED}{hashlib.sha256(text.encode()).hexdigest()[:24]}.parquet"
 
 
 def _is_small(file: Small) -> bool:

@@ -8,9 +8,8 @@ footer and the lengths. That is a property of the writer, not of the format: it 
 import hashlib
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,28 +33,23 @@ MAX_GROUP_ROWS = 1_024
 MAX_GROUP_BYTES = 32 * 1024 * 1024
 MAX_VALUE_BYTES = 2_000_000_000  # a Parquet page's size is an int32
 PREFIX_BYTES = 4
-_HASH_BLOCK_BYTES = 1024 * 1024
+_HASHED_BYTES = 1024 * 1024
+_FOLLOWED_BYTES = 8 * 1024 * 1024
+_CHECKED_BYTES = 32 * 1024 * 1024
 
 Int64s = npt.NDArray[np.int64]
 __all__ = [
     "PAYLOAD_COLUMN",
     "PREFIX_BYTES",
-    "PayloadRefs",
     "PayloadShard",
     "PayloadWriter",
+    "TrailingHash",
     "group_bounds",
     "pread_exactly",
     "read_payload",
-    "read_payloads",
     "value_offsets",
     "write_payload_shard",
 ]
-
-_READ_THREADS = 4
-_PIECE_ROWS = 1_024
-_PIECE_BYTES = 8 * 1024 * 1024
-_SMALL_BYTES = 16 * 1024
-_BLOCK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +98,7 @@ class PayloadWriter:
         self._lengths: list[Int64s] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         self._writer: Any = pq.ParquetWriter(self._beside, self._schema, **_writer_options(self._schema))
+        self._hash = TrailingHash(self._beside)
 
     def append(self, rows: pa.Table) -> None:
         """Add rows, as one or more whole row groups.
@@ -120,6 +115,7 @@ class PayloadWriter:
         for low, high in group_bounds(lengths):
             group = rows.slice(low, high - low).select(self._schema.names).cast(self._schema).combine_chunks()
             self._writer.write_table(group, row_group_size=MAX_GROUP_ROWS)
+            self._hash.follow()
         self._lengths.append(lengths)
 
     def finish(self) -> PayloadShard:
@@ -131,7 +127,7 @@ class PayloadWriter:
         self._writer.close()
         lengths = np.concatenate([*self._lengths, np.empty(0, np.int64)])
         offsets = value_offsets(self._beside, lengths)
-        size, digest = _sync_and_hash(self._beside)
+        size, digest = self._hash.finish()
         self._beside.replace(self._path)
         sync_folder(self._path.parent)
         return PayloadShard(self._path, len(lengths), size, digest, pa.array(offsets), pa.array(lengths))
@@ -141,7 +137,65 @@ class PayloadWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._writer.close()
+        self._hash.close()
         self._beside.unlink(missing_ok=True)
+
+
+class TrailingHash:
+    """Follows a file of which what is written never changes again. Use `close` where `finish` was not reached.
+
+    A thread hashes what is there whenever some megabytes have come; a small file has none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._digest = hashlib.sha256()
+        self._block = bytearray(_HASHED_BYTES)
+        self._followed_to = 0
+        self._thread: ThreadPoolExecutor | None = None
+        self._last: Future[None] | None = None
+
+    def follow(self) -> None:
+        """Some more was written.
+
+        Raises:
+            OSError: what was written before could not be read.
+        """
+        size = os.fstat(self._file.fileno()).st_size
+        if size - self._followed_to < _FOLLOWED_BYTES:
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "payload-hash")
+        if self._last is not None and self._last.done():
+            self._last.result()
+        self._followed_to = size
+        self._last = self._thread.submit(self._take, size)
+
+    def finish(self) -> tuple[int, str]:
+        """Take the rest, and make the file durable. Gives its bytes and the digest.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        if self._last is not None:
+            self._last.result()
+        size = os.fstat(self._file.fileno()).st_size
+        self._take(size)
+        os.fsync(self._file.fileno())
+        self.close()
+        return size, self._digest.hexdigest()
+
+    def close(self) -> None:
+        """Stop following."""
+        if self._thread is not None:
+            self._thread.shutdown()
+        self._file.close()
+
+    def _take(self, size: int) -> None:
+        view = memoryview(self._block)
+        while self._file.tell() < size:
+            got = self._file.readinto(view[: min(_HASHED_BYTES, size - self._file.tell())])
+            self._digest.update(view[:got])
 
 
 def write_payload_shard(path: Path, rows: pa.Table) -> PayloadShard:
@@ -194,14 +248,25 @@ def _payload_chunks(metadata: Any) -> Iterator[tuple[int, int]]:
 
 
 def _prefixes_match(path: Path, offsets: Int64s, lengths: Int64s) -> bool:
+    """Whether each value has its length before it. Some of the file at a time is mapped: what is mapped counts as memory."""
     if not len(offsets):
         return True
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        body = np.frombuffer(view, np.uint8)
-        inside = bool(offsets.min() >= PREFIX_BYTES and (offsets + lengths).max() <= len(body))
-        prefix = body[offsets[:, None] + np.arange(-PREFIX_BYTES, 0)] if inside else np.empty((0, PREFIX_BYTES), np.uint8)
-        del body  # the map cannot close while an array looks into it
-    return inside and bool((prefix.view("<u4")[:, 0] == lengths).all())
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if offsets.min() < PREFIX_BYTES or (offsets + lengths).max() > size or (np.diff(offsets) < 0).any():
+            return False
+        first = offsets - PREFIX_BYTES
+        cuts = np.flatnonzero(np.diff(first // _CHECKED_BYTES)) + 1
+        for low, high in zip((0, *cuts.tolist()), (*cuts.tolist(), len(first)), strict=True):
+            start = int(first[low]) // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+            end = int(first[high - 1]) + PREFIX_BYTES
+            with mmap.mmap(file.fileno(), end - start, access=mmap.ACCESS_READ, offset=start) as view:
+                body = np.frombuffer(view, np.uint8)
+                prefix = body[first[low:high, None] - start + np.arange(PREFIX_BYTES)]
+                del body  # the map cannot close while an array looks into it
+            if (prefix.view("<u4")[:, 0] != lengths[low:high]).any():
+                return False
+    return True
 
 
 def _writer_options(schema: pa.Schema) -> dict[str, Any]:
@@ -222,16 +287,6 @@ def _writer_options(schema: pa.Schema) -> dict[str, Any]:
 
 def _leaf_path(field: pa.Field) -> str:
     return f"{field.name}.list.element" if pa.types.is_list(field.type) else str(field.name)
-
-
-def _sync_and_hash(path: Path) -> tuple[int, str]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK_BYTES):
-            digest.update(block)
-        size = file.tell()
-        os.fsync(file.fileno())
-    return size, digest.hexdigest()
 
 
 def read_payload(lake: Lake, shard: str, offset: int, length: int, row: int, of: str = "") -> bytes:
@@ -265,104 +320,6 @@ def read_payload(lake: Lake, shard: str, offset: int, length: int, row: int, of:
         is_inside = offset + length <= os.fstat(descriptor).st_size  # looked at before memory is taken for it
         value = pread_exactly(descriptor, offset, length) if is_inside else None
         return value if value is not None else read_row(file, row, length)
-
-
-@dataclass(frozen=True, slots=True)
-class PayloadRefs:
-    """Where the payloads of some rows lie, as their columns say: (rows,) each.
-
-    `shards`: path of the shard or object, relative to the lake root. `offsets`: file offset of the value's first byte, 0 for a
-    whole file. `lengths`: bytes. `rows`: row of the value in its shard. `samples`: names the sample of a row, for messages.
-    """
-
-    shards: Sequence[str]
-    offsets: Int64s
-    lengths: Int64s
-    rows: Int64s
-    samples: Callable[[int], str]
-
-
-def read_payloads(lake: Lake, refs: PayloadRefs) -> pa.Array:
-    """The payloads of many rows, in their order, as one Arrow array of less than 2 GiB.
-
-    Each shard is opened once and read by ascending offset, several at a time, straight into the array's memory. What is not as
-    its row tells is read again by `read_payload`, whose errors these are.
-    """
-    ends = np.concatenate(([0], np.cumsum(np.maximum(refs.lengths, 0))))
-    memory = np.empty(int(ends[-1]), np.uint8)
-    names = pa.array(refs.shards, pa.string()).dictionary_encode().indices
-    shard_of = np.asarray(names.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
-    order = np.lexsort((refs.offsets, shard_of))
-    cuts = np.flatnonzero(np.diff(shard_of[order])) + 1
-    pieces = [part for piece in np.split(order, cuts) for part in _pieces(piece, refs.lengths)]
-    view = memory.data
-    with ThreadPoolExecutor(_READ_THREADS) as pool:
-        for _ in pool.map(lambda piece: _read_piece(lake, refs, piece.tolist(), ends, view), pieces):
-            pass
-    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(memory)]
-    return pa.BinaryArray.from_buffers(pa.binary(), len(refs.shards), buffers)
-
-
-def _pieces(rows: Int64s, lengths: Int64s) -> list[Int64s]:
-    """Rows of one shard cut into what one thread reads: some megabytes, or a few hundred rows."""
-    ends = np.cumsum(np.maximum(lengths[rows], 0) + PREFIX_BYTES)
-    number = np.maximum(ends // _PIECE_BYTES, np.arange(len(rows)) // _PIECE_ROWS)
-    return list(np.split(rows, np.flatnonzero(np.diff(number)) + 1)) if len(rows) else []
-
-
-def _read_piece(lake: Lake, refs: PayloadRefs, rows: list[int], ends: Int64s, memory: memoryview) -> None:
-    """Read rows of one shard, by ascending offset, to their places."""
-    shard = refs.shards[rows[0]]
-    with ExitStack() as stack:
-        is_local = lake.store.has_local(shard)
-        file = stack.enter_context(open_referred(lake, shard, refs.samples(rows[0]))) if is_local else None
-        offsets, lengths = refs.offsets[rows].tolist(), refs.lengths[rows].tolist()
-        starts = ends[rows].tolist()
-        block = _Block(file.fileno() if file is not None else -1)
-        for at, row in enumerate(rows):
-            offset, length = offsets[at], lengths[at]
-            place = memory[starts[at] : starts[at] + max(length, 0)]
-            if file is not None and offset >= PREFIX_BYTES and length >= 0 and block.read(at, offsets, lengths, place):
-                continue
-            place[:] = read_payload(lake, shard, offset, length, int(refs.rows[row]), refs.samples(row))
-
-
-class _Block:
-    """Reads values of a shard by ascending offset; small ones that lie close together with one read."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._body = b""
-        self._first = 0
-
-    def read(self, at: int, offsets: list[int], lengths: list[int], place: memoryview) -> bool:
-        """Read a value to its place; whether it is there, as its prefix says."""
-        offset, length = offsets[at], lengths[at]
-        prefix = length.to_bytes(PREFIX_BYTES, "little")
-        if length > _SMALL_BYTES:
-            found = bytearray(PREFIX_BYTES)
-            got = os.preadv(self._descriptor, [found, place], offset - PREFIX_BYTES)
-            return got == length + PREFIX_BYTES and found == prefix
-        low = offset - PREFIX_BYTES - self._first
-        if low < 0 or low + PREFIX_BYTES + length > len(self._body):
-            end = _end_of_run(at, offsets, lengths)
-            self._body = os.pread(self._descriptor, end - offset + PREFIX_BYTES, offset - PREFIX_BYTES)
-            self._first, low = offset - PREFIX_BYTES, 0
-        start = low + PREFIX_BYTES
-        if self._body[low:start] != prefix or start + length > len(self._body):
-            return False
-        place[:] = self._body[start : start + length]
-        return True
-
-
-def _end_of_run(at: int, offsets: list[int], lengths: list[int]) -> int:
-    """Where the values end that follow one closely enough that reading what lies between is cheaper than another read."""
-    first, end = offsets[at], offsets[at] + lengths[at]
-    for offset, length in zip(offsets[at + 1 :], lengths[at + 1 :], strict=True):
-        if offset - end > _SMALL_BYTES or length > _SMALL_BYTES or length < 0 or offset + length - first > _BLOCK_BYTES:
-            break
-        end = max(end, offset + length)
-    return end
 
 
 def _read_part(store: Store, shard: str, offset: int, length: int) -> bytes:

@@ -18,7 +18,8 @@ from pipelines.lake.commit import APP, committed_run
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import COMMITS, STREAMS, stream_table
 from pipelines.lake.ledger_files import read_ledger
-from pipelines.lake.payload import PayloadRefs, read_payload, read_payloads
+from pipelines.lake.payload import read_payload
+from pipelines.lake.payload_batch import PayloadRefs, read_payloads
 from pipelines.lake.reference import check_table_files, table_path
 from pipelines.lake.table import open_table
 

@@ -130,7 +130,7 @@ class Vacuum:
         Raises:
             OSError: the disk refused.
         """
-        # The log of labels is never cut short and each version is a prefix of the next: sets and runs pin them for good.
+        # The log of labels is never cut short, and what compaction replaced stays: sets and runs pin versions of them for good.
         for name in (*all_tables(self._lake), *(f"{LABELS}/{task}" for task in self._lake.folders(LABELS))):
             self._table(name)
         referenced = referenced_payloads(self._lake, self._gone)
@@ -148,7 +148,8 @@ class Vacuum:
             if not is_quiet:
                 return
             table, files = open_table(self._lake, name), self._files(name, "*")
-            oldest_ms = round((self._now_s - self._keep.versions_h * 3_600) * 1_000)
+            is_lasting = name.startswith(f"{LABELS}/")
+            oldest_ms = 0 if is_lasting else round((self._now_s - self._keep.versions_h * 3_600) * 1_000)
             if table is not None:
                 unreferenced = {Path(found).name for found in self._unreferenced(table, max(0, round(self._keep.versions_h)))}
                 unreferenced -= removed_since(self._lake, name, oldest_ms)
@@ -165,7 +166,7 @@ class Vacuum:
 
     @contextmanager
     def _quiet(self, name: str) -> Iterator[bool]:
-        """Whether nobody tags the stream anew: second names of old files are as old as those, so no grace covers them."""
+        """Whether nobody tags the stream again: second names of old files are as old as those, so no grace covers them."""
         parent, _, stream = name.partition("/")
         if parent != STREAMS:
             yield True

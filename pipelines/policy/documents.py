@@ -74,7 +74,7 @@ _EXTRAS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "InspectStep": {
         "use": {"description": "image, exif, text, onnx, or a name of your own."},
-        "file": {"description": "Python code or an ONNX model, beside this file."},
+        "file": {"description": "Python code or an ONNX model, next to this file."},
         "function": {"description": "The function or class in the Python file."},
         "columns": {"description": "What your own function gives: name and type."},
         "max_ms": {"minimum": 1, "maximum": 600_000},

@@ -106,7 +106,7 @@ def numbered_policy(
 
 
 def signed_message(policy: EdgePolicy, signer: DocumentSigner, expires_ms: int | None = None) -> bytes:
-    """The message for `down/<device>/policy`: a signed document, and beside it the form that the release before reads.
+    """The message for `down/<device>/policy`: a signed document, and next to it the form that the release before reads.
 
     Args:
         policy: what to sign; its version is the document's counter.

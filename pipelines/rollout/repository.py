@@ -215,7 +215,7 @@ class ModelRepository:
         return [RoleExpiry(role, expires, LIFETIMES.get(role, LIFETIMES[TARGETS])) for role, expires in ends.items()]
 
     def renew(self, *, when_within: timedelta) -> bool:
-        """Sign the timestamp (and the snapshot) anew if it expires within that time; whether it was done.
+        """Sign the timestamp (and the snapshot) again if it expires within that time; whether it was done.
 
         Raises:
             RefusedError: the online keys are not here.

@@ -23,6 +23,10 @@ _REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
         ("KeyError: 'beam:env:", "Unknown environment type"),
         "this job server does not know that environment of the workers: give another --environment_type (LOOPBACK, DOCKER, ...)",
     ),
+    (
+        ("Unable to fetch remote prism binary",),
+        "Prism is not there: install it (docs/scale.md) and name it (-- --prism_location=PATH)",
+    ),
     (("No such file or directory: 'java'", "JAVA_HOME"), "Beam's job server needs Java: install a Java runtime"),
     (("No such file or directory: 'docker'",), "--environment_type=DOCKER needs the docker command: install it, or give another"),
     (
@@ -38,6 +42,7 @@ class RunnerKind(StrEnum):
     DIRECT = "direct"
     DASK = "dask"
     PORTABLE = "portable"
+    PRISM = "prism"
     FLINK = "flink"
     SPARK = "spark"
     DATAFLOW = "dataflow"
@@ -48,6 +53,7 @@ BEAM_NAMES = {
     RunnerKind.DIRECT: "FnApiRunner",
     RunnerKind.DASK: "apache_beam.runners.dask.dask_runner.DaskRunner",
     RunnerKind.PORTABLE: "PortableRunner",
+    RunnerKind.PRISM: "apache_beam.runners.portability.prism_runner.PrismRunner",
     RunnerKind.FLINK: "FlinkRunner",
     RunnerKind.SPARK: "SparkRunner",
     RunnerKind.DATAFLOW: "DataflowRunner",
@@ -57,6 +63,7 @@ _KINDS = {**{kind.value: kind for kind in RunnerKind}, **{name.rsplit(".", 1)[-1
 ADDRESS_OPTIONS = ("--dask_client_address", "--dask_scheduler_file")
 _PARTITION_OPTIONS = ("--dask_npartitions", "--dask_partition_size")
 JOB_ENDPOINT = "--job_endpoint"
+PRISM_LOCATION = "--prism_location"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +71,7 @@ class Engine:
     """The runner of graphs.
 
     Args:
-        runner: direct, dask, portable, flink, spark or dataflow; Beam's own name of one of these will do.
+        runner: direct, dask, portable, prism, flink, spark or dataflow; Beam's own name of one of these will do.
         options: Beam's own options, as on a command line.
         workers: processes of a local cluster kept open over runs; only with dask, and instead of a scheduler's address.
 
@@ -126,6 +133,9 @@ class Engine:
             return [*self.options, *more]
         if self.kind is RunnerKind.PORTABLE and not self.has_option(JOB_ENDPOINT):
             raise ConfigError("runner portable: give the job server, as in -- --job_endpoint=localhost:8099")
+        if self.kind is RunnerKind.PRISM and not self.has_option(PRISM_LOCATION, JOB_ENDPOINT):
+            # Beam would download a program from elsewhere and run it.
+            raise ConfigError("runner prism: name its program, as in -- --prism_location=/usr/local/bin/prism")
         return list(self.options)
 
 

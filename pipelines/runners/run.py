@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError, PipelineError, RefusedError, RetryLaterError
-from pipelines.runners.engine import ADDRESS_OPTIONS, JOB_ENDPOINT, Engine, RunnerKind, last_line, remedy
+from pipelines.runners.engine import ADDRESS_OPTIONS, JOB_ENDPOINT, PRISM_LOCATION, Engine, RunnerKind, last_line, remedy
 from pipelines.stopping import end_descendants
 
 
@@ -65,7 +65,7 @@ _WHOLE = (beam.Create, beam.Reshuffle, beam.GroupByKey, Read)
 
 WITHIN_S = 60.0
 # Dataflow begins machines for each job, which takes minutes and costs money.
-TRIED = frozenset({RunnerKind.PORTABLE, RunnerKind.FLINK, RunnerKind.SPARK})
+TRIED = frozenset({RunnerKind.PORTABLE, RunnerKind.PRISM, RunnerKind.FLINK, RunnerKind.SPARK})
 _LAST_BYTES = 20_000
 _ANSWER_S = 5.0
 # Imported, not run as a file: the workers must find its step under the same name.
@@ -139,6 +139,25 @@ def _function_faults(function: Any) -> Iterator[str]:
 def _is_wrapper(function: Any) -> bool:
     """Map and FlatMap wrap a plain function, which has no bundle."""
     return isinstance(function, beam.transforms.core.CallableWrapperDoFn)
+
+
+def with_prism(engine: Engine) -> Engine:
+    """Name the program of Prism where the operator did not: the one that the shell would find.
+
+    Args:
+        engine: where graphs are to run; another runner's is returned as it is.
+
+    Raises:
+        ConfigError: there is none, or what is named is no program. Beam would take it for an address and download it.
+    """
+    if engine.kind is not RunnerKind.PRISM or engine.has_option(JOB_ENDPOINT):
+        return engine
+    named = engine.option(PRISM_LOCATION)
+    found = shutil.which(named or "prism")
+    if found is None:
+        reason = f"{named} is no program that can be run" if named else "there is no program `prism` on the path"
+        raise ConfigError(f"runner prism: {reason}; build it (docs/scale.md) and name it: -- {PRISM_LOCATION}=PATH")
+    return engine if named else replace(engine, options=(*engine.options, f"{PRISM_LOCATION}={found}"))
 
 
 def demand_workers(engine: Engine, within_s: float = WITHIN_S) -> None:
@@ -215,6 +234,7 @@ def opened(engine: Engine, worker_test_s: float = WITHIN_S) -> Iterator[Engine]:
         with local_cluster(engine.workers) as address:
             yield replace(engine, options=(*engine.options, f"--dask_client_address={address}"))
         return
+    engine = with_prism(engine)
     engine.beam_options()  # what it lacks must stop the start, not the first run
     demand_workers(engine, worker_test_s)
     yield engine
@@ -247,6 +267,8 @@ def run_pipeline(engine: Engine, name: str, build: Callable[[Any], Any]) -> None
     except PipelineError:
         raise
     except Exception as error:
+        if engine.kind is RunnerKind.PRISM:
+            end_prism()
         # What a worker raises comes back in as many classes as there are runners. The plan stays: to run it again is always safe.
         hint = "" if engine.kind in (RunnerKind.DIRECT, RunnerKind.DASK) else remedy(error)
         if hint:
@@ -262,6 +284,20 @@ def _made(engine: Engine) -> Iterator[Any]:
         yield pipeline
     finally:
         shutil.rmtree(pipeline.local_tempdir, ignore_errors=True)
+
+
+def end_prism() -> None:
+    """End the Prism of this process, if there is one: the next graph starts another.
+
+    Beam keeps one for the life of a process, and gives graphs to it also when it has died.
+    """
+    from apache_beam.runners.portability.prism_runner import PrismRunner  # noqa: PLC0415  # no other runner needs it
+
+    runner: Any = PrismRunner  # it ships no types
+    server = runner.shared_handle.acquire(lambda: None)
+    runner.shared_handle = type(runner.shared_handle)()
+    if server is not None:
+        server.stop()
 
 
 def _demand_done(result: Any, name: str) -> None:

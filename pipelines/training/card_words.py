@@ -3,12 +3,10 @@
 from collections.abc import Iterator
 
 from catchment.runtime.plain import html_text
-from pipelines.labels.agreement import LabelAgreement
+from pipelines.labels.agreement import RELIABLE, LabelAgreement
 from pipelines.training.array_rules import ArrayPart
 from pipelines.training.leaks import LeakReport
 from pipelines.training.manifest import Manifest
-
-_GOOD_ALPHA = 0.667
 
 
 def lineage(manifest: Manifest) -> str:
@@ -19,7 +17,7 @@ def lineage(manifest: Manifest) -> str:
 def _lineage(manifest: Manifest) -> Iterator[str]:
     for source in manifest.sources:
         table = html_text(source.stream)
-        yield f"{source.rows:,} rows came from <b>{table}</b>, as it was at Delta version {source.delta_version:,}."
+        yield f"{source.rows:,} rows came from <b>{table}</b>, as it was at {source.version_words}."
     yield f"Kept where <code>{html_text(manifest.where)}</code>." if manifest.where else "No condition was set: all rows count."
     for part in manifest.left_out:
         yield f"{part.rows:,} rows were left out: {html_text(part.reason)}."
@@ -84,11 +82,11 @@ def agreement_words(task: str, found: LabelAgreement | None) -> str:
     if found is None:
         return ""
     lines = [f"{found.samples:,} samples have a class in task <b>{html_text(task)}</b>, {found.by_several:,} by several people."]
-    for name, alpha in (("classes", found.classes), ("shapes", found.shapes)):
-        if alpha.alpha is not None:
-            interval = f" (95 %: {alpha.low:.2f} to {alpha.high:.2f})" if alpha.low is not None and alpha.high is not None else ""
-            weak = f" <span class=warn>Below {_GOOD_ALPHA}: people disagree.</span>" if alpha.alpha < _GOOD_ALPHA else ""
-            lines.append(f"Krippendorff's alpha of {name}: {alpha.alpha:.2f}{interval}.{weak}")
+    for name, alpha in found.measures:
+        interval = f" (95 %: {alpha.low:.2f} to {alpha.high:.2f})" if alpha.low is not None and alpha.high is not None else ""
+        is_weak = alpha.alpha is not None and alpha.alpha < RELIABLE
+        weak = f" <span class=warn>Below {RELIABLE}: people disagree.</span>" if is_weak else ""
+        lines.append(f"Krippendorff's alpha of {name}: {alpha.alpha:.2f}{interval}.{weak}")
     if found.mean_overlap is not None:
         lines.append(f"Shapes around one thing overlap by {found.mean_overlap:.2f} (IoU) in the mean.")
     return f"<h2>Labels</h2>{''.join(f'<p>{line}</p>' for line in lines)}"

@@ -13,6 +13,7 @@ from pipelines.errors import BadReferenceError, CorruptLakeError, NotFoundError,
 from pipelines.training.array_rules import ArrayPart
 
 FORMAT = "catchment.training-set/1"
+SET_SOURCE = "sets/"
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 MAX_BLOCK_S = 366 * 86_400
@@ -24,12 +25,18 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 class Source(msgspec.Struct, frozen=True):
     """A stream table at the Delta version that was read, and how many of its rows were selected.
 
-    Of a joined stream, `rows` are those of the set that found a row there.
+    Of a joined stream, `rows` are those of the set that found a row there. An earlier set is called `sets/<name>`, and its
+    version is that of the set.
     """
 
     stream: str
     delta_version: int
     rows: int
+
+    @property
+    def version_words(self) -> str:
+        """Its version, as people read it."""
+        return f"{'version' if self.stream.startswith(SET_SOURCE) else 'Delta version'} {self.delta_version:,}"
 
 
 class SplitRule(msgspec.Struct, frozen=True):

@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from catchment.runtime.atomic_files import beside_path
-from pipelines.errors import BadReferenceError, CorruptLakeError, RefusedError
+from pipelines.errors import BadReferenceError, RefusedError
 from pipelines.lake.lake import Lake
-from pipelines.lake.payload import PAYLOAD_COLUMN, PayloadRefs, PayloadWriter, group_bounds
+from pipelines.lake.payload import MAX_GROUP_BYTES, PAYLOAD_COLUMN, PayloadWriter, group_bounds
+from pipelines.lake.payload_batch import PayloadRefs
 from pipelines.lake.reference import sample_label
 from pipelines.training.manifest import FileEntry
 from pipelines.training.split import shard_bounds
@@ -25,12 +26,8 @@ INDEX_BATCH_ROWS = 65_536
 PAYLOAD_DIGEST = "payload_sha256"
 REFERENCE_COLUMNS = ("payload_shard", "payload_row", "payload_offset", "payload_length")
 _TABULAR_GROUP_ROWS = 131_072
-_HASH_THREADS = 4
-_HASH_ROWS = 64
-_SMALL_BYTES = 16 * 1024
 NAMED_BY = ("stream", "device", "epoch", "seq")
 _HASH_BLOCK_BYTES = 1024 * 1024
-_READ_BYTES = 256 * 1024 * 1024
 
 
 class Progress:
@@ -48,11 +45,15 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class ShardLimits:
-    """How large a shard may become, and how large a payload may be to stand in a set at all."""
+    """How large a shard may become, and how large a payload may be to stand in a set at all.
+
+    `block_bytes`: so much payload is read at once, two blocks are held; the shard is the same whatever it is.
+    """
 
     max_rows: int = 1_000_000
     max_bytes: int = 256 * 1024 * 1024
     max_payload_bytes: int = 1024 * 1024 * 1024
+    block_bytes: int = 64 * 1024 * 1024
 
 
 def write_tabular_split(folder: Path, split: str, rows: pa.Table, limits: ShardLimits, progress: Progress) -> list[FileEntry]:
@@ -105,19 +106,37 @@ def write_payload_shard_of(lake: Lake, path: Path, split: str, rows: pa.Table, l
         )
     facts = rows.drop_columns([name for name in REFERENCE_COLUMNS if name in rows.schema.names])
     with PayloadWriter(path, facts.schema.append(pa.field(PAYLOAD_COLUMN, pa.binary()))) as writer:
-        for low, high in _read_bounds(lengths):
-            writer.append(_with_payload(lake, rows, facts, low, high))
+        for block in _blocks(lake, rows, facts, limits.block_bytes):
+            writer.append(block)
         shard = writer.finish()
     index = facts.append_column("payload_offset", shard.offsets).append_column("payload_length", shard.lengths)
     return WrittenShard(FileEntry(split, path.name, shard.rows, shard.bytes, shard.sha256), index)
 
 
-def _read_bounds(lengths: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Whole row groups put together to what is read at once: the more, the longer the runs in the lake's files."""
+def _blocks(lake: Lake, rows: pa.Table, facts: pa.Table, block_bytes: int) -> Iterator[pa.Table]:
+    """Rows with their payloads, some at a time. While one block is written the next is read, but for large values."""
+    lengths = np.asarray(pc.cast(rows.column("payload_length"), pa.int64()).to_numpy(), np.int64)
+    with ThreadPoolExecutor(1, "set-payloads") as reader:
+        ready: Future[pa.Table] | None = None
+        for low, high in _read_bounds(lengths, block_bytes):
+            is_large = int(lengths[low:high].sum()) > block_bytes
+            if is_large and ready is not None:
+                yield ready.result()
+                ready = None
+            following = reader.submit(_with_payload, lake, rows, facts, low, high)
+            if ready is not None:
+                yield ready.result()
+            ready = following
+        if ready is not None:
+            yield ready.result()
+
+
+def _read_bounds(lengths: npt.NDArray[np.int64], block_bytes: int) -> Iterator[tuple[int, int]]:
+    """Whole row groups put together to what is read at once: two blocks are in memory, whatever a shard's size."""
     low, held = 0, 0
-    for start, end in group_bounds(lengths):
+    for start, end in group_bounds(lengths, max_bytes=min(MAX_GROUP_BYTES, block_bytes)):
         size = int(lengths[start:end].sum())
-        if held and held + size > _READ_BYTES:
+        if held and held + size > block_bytes:
             yield low, start
             low, held = start, 0
         held += size
@@ -146,7 +165,7 @@ def file_entry(path: Path, split: str, rows: int, name: str = "") -> FileEntry:
 
 
 def _with_payload(lake: Lake, rows: pa.Table, facts: pa.Table, low: int, high: int) -> pa.Table:
-    """Rows low..high with their payloads; at most one row group of bytes is held."""
+    """Rows low..high with their payloads."""
     part = rows.slice(low, high - low)
     offsets, lengths, numbers = (
         np.asarray(pc.cast(part.column(name).fill_null(0), pa.int64()).to_numpy(), np.int64)
@@ -156,32 +175,10 @@ def _with_payload(lake: Lake, rows: pa.Table, facts: pa.Table, low: int, high: i
     def named(row: int) -> str:
         return sample_label(*(part.column(name)[row].as_py() for name in NAMED_BY))
 
-    bodies = lake.view().payloads(PayloadRefs(part.column("payload_shard").to_pylist(), offsets, lengths, numbers, named))
-    if PAYLOAD_DIGEST in part.schema.names:
-        _check_digests(bodies, part.column(PAYLOAD_DIGEST).to_pylist(), named)
+    digests = part.column(PAYLOAD_DIGEST).to_pylist() if PAYLOAD_DIGEST in part.schema.names else None
+    shards = part.column("payload_shard").to_pylist()
+    bodies = lake.view().payloads(PayloadRefs(shards, offsets, lengths, numbers, named, digests))
     return facts.slice(low, high - low).append_column(PAYLOAD_COLUMN, bodies)
-
-
-def _check_digests(bodies: pa.Array, wanted: list[str | None], named: Callable[[int], str]) -> None:
-    """Compare payloads with their sha256, without a copy, on several threads."""
-    ends = np.frombuffer(bodies.buffers()[1], np.int32, len(bodies) + 1).tolist()
-    memory = memoryview(bodies.buffers()[2])
-
-    def wrong_of(low: int) -> int | None:
-        for row in range(low, min(low + step, len(wanted))):
-            if wanted[row] is not None and hashlib.sha256(memory[ends[row] : ends[row + 1]]).hexdigest() != wanted[row]:
-                return row
-        return None
-
-    # Small payloads are not worth a thread: the interpreter is held for most of their work.
-    step = max(_HASH_ROWS, _SMALL_BYTES * _HASH_ROWS // max(1, len(memory) // max(1, len(wanted))))
-    with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        wrong = [row for row in pool.map(wrong_of, range(0, len(wanted), step)) if row is not None]
-    if wrong:
-        raise CorruptLakeError(
-            f"{named(wrong[0])}: the payload in the lake is not the one that was captured: its sha256 is another; "
-            "restore its shard from a backup, or leave the row out (--where)"
-        )
 
 
 def write_index(path: Path, split: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> FileEntry:

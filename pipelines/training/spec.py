@@ -11,6 +11,7 @@ import msgspec
 
 from pipelines.errors import RefusedError
 from pipelines.labels.resolve import ResolveRule
+from pipelines.training.manifest import SET_SOURCE
 from pipelines.training.sample_list import MAX_SAMPLES, checked_samples
 from schemas.ids import encode_json
 
@@ -56,11 +57,13 @@ class _Part(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     """A part of a spec: a key that it does not know is an error."""
 
 
-class SourceSpec(_Part, frozen=True):
-    """A stream whose rows become samples."""
+class SourceSpec(_Part, frozen=True, rename={"set_name": "set"}):
+    """A stream whose rows become samples, or an earlier set whose samples do."""
 
-    stream: Stream
-    version: Pinned = None
+    stream: Annotated[str, Meta(pattern=r"^([a-z][a-z0-9_]{0,62})?$", description="A stream's table, chip tables included.")] = ""
+    version: Annotated[
+        Version | None, Meta(description="The Delta version to read, of a set its number; the newest if left out.")
+    ] = None
     where: Rule = ""
     samples: Annotated[
         tuple[str, ...], Meta(max_length=MAX_SAMPLES, description="Only these: stream/device/epoch/seq; empty: all rows.")
@@ -71,14 +74,25 @@ class SourceSpec(_Part, frozen=True):
     samples_from: Annotated[
         str, Meta(max_length=1_000, description="File of samples, one a line, next to the spec; its names go into the set.")
     ] = ""
+    set_name: Annotated[str, Meta(pattern=r"^([a-z][a-z0-9_-]{0,62})?$", description="An earlier set, not a stream.")] = ""
+    splits: Annotated[Columns, Meta(description="Of a set: only these splits; empty: all.")] = ()
 
     def __post_init__(self) -> None:
+        if bool(self.stream) == bool(self.set_name):
+            raise SpecValueError("a source is either a stream or a set: name one of them")
+        if self.splits and not self.set_name:
+            raise SpecValueError(f"source {self.title}: a stream has no splits; only a set has")
         if self.samples and self.samples_from:
-            raise SpecValueError(f"source {self.stream}: give either samples or samples_from")
-        checked_samples(self.samples, f"source {self.stream}")
-        strange = [name for name in self.samples if name.partition("/")[0] != self.stream]
+            raise SpecValueError(f"source {self.title}: give either samples or samples_from")
+        checked_samples(self.samples, f"source {self.title}")
+        strange = [name for name in self.samples if self.stream and name.partition("/")[0] != self.stream]
         if strange:
-            raise SpecValueError(f"source {self.stream}: {strange[0][:80]} is a sample of another stream")
+            raise SpecValueError(f"source {self.title}: {strange[0][:80]} is a sample of another stream")
+
+    @property
+    def title(self) -> str:
+        """What a manifest and messages call it: a stream by its name, a set as `sets/<name>`."""
+        return self.stream or f"{SET_SOURCE}{self.set_name}"
 
 
 class PivotSpec(_Part, frozen=True):
@@ -238,8 +252,8 @@ class SetSpec(_Part, frozen=True, kw_only=True):
         twice = sorted({name for name in added if added.count(name) > 1})
         if twice:
             raise SpecValueError(f"column {', '.join(twice)} is given twice; rename one, or give a join a prefix")
-        if len({source.stream for source in self.sources}) != len(self.sources):
-            raise SpecValueError("a stream is named twice under sources")
+        if len({source.title for source in self.sources}) != len(self.sources):
+            raise SpecValueError("a stream or set is named twice under sources")
         if self.balance is not None and not (self.balance.column or self.label):
             raise SpecValueError("balance needs a column of classes, or a label")
         for split in () if self.balance is None else self.balance.splits:

@@ -33,9 +33,9 @@ def _with_lists(spec: SetSpec, path: Path) -> SetSpec:
     for source in spec.sources:
         if source.samples_from:
             names = read_sample_list(path.parent / source.samples_from)
-            own = tuple(name for name in names if name.partition("/")[0] == source.stream)
+            own = tuple(name for name in names if source.set_name or name.partition("/")[0] == source.stream)
             if not own:
-                raise ConfigError(f"{path.parent / source.samples_from}: it lists no sample of {source.stream}")
+                raise ConfigError(f"{path.parent / source.samples_from}: it lists no sample of {source.title}")
             source = msgspec.structs.replace(source, samples=own, samples_from="")  # noqa: PLW2901 - the filled one
         sources.append(source)
     return msgspec.structs.replace(spec, sources=tuple(sources))

@@ -1,4 +1,4 @@
-"""A device's models beside a capture that never stops, without a broker: `model_watch.py ROOT STATE MAX_MS PICTURE MIB`.
+"""A device's models next to a capture that never stops, without a broker: `model_watch.py ROOT STATE MAX_MS PICTURE MIB`.
 
 Reads JSON lines: `{"piece": ...}`, `{"want": ...}`, `{"stop": true}`. Writes JSON lines: `{"ask": ...}` for pieces, and every
 100 frames what became of them.

@@ -1,6 +1,10 @@
 """A landing of any content, a lake that takes it in, and deaths for the asking."""
 
+import gc
 import hashlib
+import os
+import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,11 +13,28 @@ import pyarrow as pa
 import pytest
 
 from pipelines.config import CoreConfig
+from pipelines.runners.run import end_prism
 from schemas.contract import Contract
 from tests.fakes.run_core import RunCore, runner
 from tests.faults.deaths import Deaths
 from tests.plant.core import AsIpc, Core, Landing, Mailbox, MakeContract, MakeEnvelope, MakeFrames, ipc
 from tests.plant.core import envelope as make_envelope
+
+FETCHED_RUNNERS = Path(__file__).resolve().parents[2] / ".runners/bin"
+
+
+@pytest.fixture
+def prism() -> Iterator[str]:
+    """The program of Beam's Prism, where `make fetch-runners` brought it; the one that a test started is ended after it."""
+    found = shutil.which("prism", path=os.pathsep.join([str(FETCHED_RUNNERS), os.environ.get("PATH", "")]))
+    if found is None:
+        pytest.skip("Prism is not here: make fetch-runners builds it (needs Go)")
+    yield found
+    with warnings.catch_warnings():
+        # Beam leaves the pipe of a Prism that ended to the collector.
+        warnings.simplefilter("ignore", ResourceWarning)
+        end_prism()
+        gc.collect()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The parts that a snapshot is read in: row groups of the streams' files, a bounded amount of rows and bytes each.
+"""The parts that a snapshot is read in: row groups of the streams' files, a bounded amount each, or shards of sets.
 
 Parts follow from the snapshot alone, so the same parts are read whatever the runner and the number of workers.
 """
@@ -15,9 +15,10 @@ import pyarrow as pa
 
 from pipelines.errors import CorruptLakeError
 from pipelines.lake.lake import Lake
+from pipelines.training.building.set_source import earlier_shards, read_earlier_shard
 from pipelines.training.sample_list import places_in_list
 from pipelines.training.select import filter_rows, slides_named, stream_fragments
-from pipelines.training.spec import SetSpec
+from pipelines.training.spec import SetSpec, SourceSpec
 
 PART_ROWS = 1_000_000
 PART_BYTES = 128 * 1024 * 1024
@@ -26,7 +27,7 @@ _OPEN_STREAMS = 16
 
 
 class FileRef(msgspec.Struct, frozen=True, array_like=True):
-    """Some row groups of a file of a stream."""
+    """Some row groups of a file of a stream; of an earlier set a whole shard, without row groups."""
 
     path: str
     row_groups: tuple[int, ...]
@@ -42,7 +43,7 @@ class PartRef(msgspec.Struct, frozen=True, array_like=True):
 
 
 def plan_parts(lake: Lake, spec: SetSpec, part_rows: int = PART_ROWS) -> tuple[PartRef, ...]:
-    """Divide the pinned streams of a spec into parts of at most so many rows. Only footers are read.
+    """Divide the pinned sources of a spec into parts of at most so many rows. Only footers are read.
 
     Raises:
         NotFoundError: no such stream or version.
@@ -51,6 +52,10 @@ def plan_parts(lake: Lake, spec: SetSpec, part_rows: int = PART_ROWS) -> tuple[P
     parts: list[PartRef] = []
     for place, source in enumerate(spec.sources):
         assert source.version is not None
+        if source.set_name:
+            for entry in earlier_shards(lake, source):
+                parts.append(PartRef(len(parts), place, (FileRef(entry.path, ()),), entry.rows))
+            continue
         _, fragments = _fragments(lake, source.stream, source.version)
         for files, rows in _packed(_row_groups(fragments), part_rows):
             parts.append(PartRef(len(parts), place, files, rows))
@@ -78,6 +83,19 @@ def read_part(lake: Lake, spec: SetSpec, part: PartRef, names: Sequence[str]) ->
         CorruptLakeError: a file cannot be read.
     """
     source = spec.sources[part.source]
+    if source.set_name:
+        read = [read_earlier_shard(lake, source, file.path) for file in part.files]
+        rows = filter_rows(pa.concat_tables(read), source.where)
+    else:
+        rows = filter_rows(_of_stream(lake, source, part, names), source.where)
+        rows = rows.append_column("stream", pa.array([source.stream], pa.string()).take(pa.array([0] * len(rows), pa.int8())))
+    if not source.samples:
+        return SelectedRows(rows, ())
+    place = places_in_list(rows, source.samples)
+    return SelectedRows(rows.filter(pa.array(place >= 0)), tuple(np.unique(place[place >= 0]).tolist()))
+
+
+def _of_stream(lake: Lake, source: SourceSpec, part: PartRef, names: Sequence[str]) -> pa.Table:
     assert source.version is not None
     schema, fragments = _fragments(lake, source.stream, source.version)
     try:
@@ -85,15 +103,10 @@ def read_part(lake: Lake, spec: SetSpec, part: PartRef, names: Sequence[str]) ->
     except (OSError, KeyError, pa.ArrowInvalid) as error:
         raise CorruptLakeError(f"{source.stream}: cannot be read: {error}; restore the missing files") from error
     rows = pa.concat_tables(read) if read else schema.empty_table()
-    if source.slide_version is not None:
-        slides = slides_named(lake, source.stream, schema, names, source.slide_version)
-        rows = slides.join(rows) if slides is not None else rows
-    rows = filter_rows(rows, source.where)
-    rows = rows.append_column("stream", pa.array([source.stream], pa.string()).take(pa.array([0] * len(rows), pa.int8())))
-    if not source.samples:
-        return SelectedRows(rows, ())
-    place = places_in_list(rows, source.samples)
-    return SelectedRows(rows.filter(pa.array(place >= 0)), tuple(np.unique(place[place >= 0]).tolist()))
+    if source.slide_version is None:
+        return rows
+    slides = slides_named(lake, source.stream, schema, names, source.slide_version)
+    return slides.join(rows) if slides is not None else rows
 
 
 def _row_groups(fragments: dict[str, Any]) -> Iterator[tuple[str, int, int, int]]:

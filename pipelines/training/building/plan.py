@@ -157,7 +157,7 @@ def plan_set(context: PlanContext, prepared: PreparedRecipe, refs: Sequence[Part
 
 
 def _nothing(prepared: PreparedRecipe, tally: "_Tally") -> RefusedError:
-    streams = ", ".join(dict.fromkeys(source.stream for source in prepared.recipe.spec.sources))
+    streams = ", ".join(dict.fromkeys(source.title for source in prepared.recipe.spec.sources))
     lost = "".join(f"; {rows:,} left out: {reason}" for reason, rows in tally.left_out.items() if rows)
     return RefusedError(f"no row of {streams} fulfils {prepared.recipe.where!r}{lost}; nothing to build")
 
@@ -364,7 +364,7 @@ def _absent(prepared: PreparedRecipe, refs: Sequence[PartRef], parts: Sequence[S
         there = {at for ref, part in zip(refs, parts, strict=True) if ref.source == place for at in part.summary.listed}
         if len(there) < len(source.samples):
             lacking = len(source.samples) - len(there)
-            notes.append(f"{lacking:,} of {len(source.samples):,} listed samples are not in {source.stream}")
+            notes.append(f"{lacking:,} of {len(source.samples):,} listed samples are not in {source.title}")
     return tuple(notes)
 
 
@@ -393,7 +393,7 @@ def _sources(prepared: PreparedRecipe, refs: Sequence[PartRef], parts: Sequence[
         if each.slide_version is not None
     ]
     return (
-        *(Source(each.stream, each.version or 0, int(rows)) for each, rows in zip(spec.sources, selected, strict=True)),
+        *(Source(each.title, each.version or 0, int(rows)) for each, rows in zip(spec.sources, selected, strict=True)),
         *slides,
         *(Source(each.stream, each.version or 0, int(rows)) for each, rows in zip(spec.joins, matched, strict=True)),
         *((prepared.labels.source,) if prepared.labels else ()),

@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.lake import Lake
 from pipelines.training.assemble import ResolvedLabels, assemble, near_of, resolve_labels
+from pipelines.training.building.set_source import earlier_has_payload, pin_earlier_set
 from pipelines.training.manifest import SplitRule, checked_set_name
 from pipelines.training.select import KEY, PinnedStream, pin_stream, stream_batches
 from pipelines.training.shards import REFERENCE_COLUMNS, ShardLimits
-from pipelines.training.spec import SetSpec
+from pipelines.training.spec import SetSpec, SourceSpec
 from schemas.ids import encode_json
 
 # Raised when the same snapshot, spec and release would give other bytes.
@@ -143,14 +144,15 @@ def prepare(lake: Lake, wish: Wish) -> PreparedRecipe:
     """
     checked_set_name(wish.spec.id)
     texts = (encode_json(wish.spec).decode(), *(wish.columns or ()), *wish.rule.group, *wish.rule.stratify)
-    pinned = [
-        pin_stream(lake, source.stream, source.version, source.where, texts, source.slide_version) for source in wish.spec.sources
-    ]
+    pinned = [_pin(lake, source, texts) for source in wish.spec.sources]
     spec = _pinned(lake, wish.spec, pinned)
     labels = resolve_labels(lake, spec.label) if spec.label is not None and spec.label.task else None
     if labels is not None and spec.label is not None:
         spec = msgspec.structs.replace(spec, label=msgspec.structs.replace(spec.label, version=labels.source.delta_version))
-    named = [each.schema.append(pa.field("stream", pa.string())) for each in pinned]
+    named = [
+        each.schema if source.set_name else each.schema.append(pa.field("stream", pa.string()))
+        for source, each in zip(spec.sources, pinned, strict=True)
+    ]
     selected = pa.unify_schemas([schema.remove_metadata() for schema in named], promote_options="permissive")
     recipe = Recipe(
         spec=spec,
@@ -165,6 +167,12 @@ def prepare(lake: Lake, wish: Wish) -> PreparedRecipe:
     if spec.near_duplicates is not None:
         near_of(empty, spec.near_duplicates)
     return _checked(PreparedRecipe(recipe, selected, empty.schema, labels))
+
+
+def _pin(lake: Lake, source: SourceSpec, texts: tuple[str, ...]) -> PinnedStream:
+    if source.set_name:
+        return pin_earlier_set(lake, source)
+    return pin_stream(lake, source.stream, source.version, source.where, texts, source.slide_version)
 
 
 def _checked(prepared: PreparedRecipe) -> PreparedRecipe:
@@ -219,6 +227,10 @@ def _has_payload(lake: Lake, spec: SetSpec, selected: pa.Schema) -> bool:
     if not possible or spec.payload is not None:
         return bool(spec.payload)
     for source in spec.sources:
+        if source.set_name:
+            if earlier_has_payload(lake, source):
+                return True
+            continue
         found = stream_batches(
             lake,
             source.stream,

@@ -1,6 +1,6 @@
 """The second graph's item: one shard, its rows taken from every part, its payloads from the lake, and its entry in the manifest.
 
-Payloads are read a few hundred megabytes at a time in the order of the lake's files and written in the order of the set.
+Payloads are read some tens of megabytes at a time in the order of the lake's files and written in the order of the set.
 """
 
 from pathlib import Path

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import click
@@ -41,7 +41,6 @@ from pipelines.commands import rollout as rollout_cli
 from pipelines.commands import status as status_cli
 from pipelines.commands import training_set as set_cli
 from pipelines.commands import training_set_care as set_care_cli
-from pipelines.commands import training_set_export as set_export_cli
 from pipelines.errors import RefusedError
 from pipelines.labels.agreement import LabelAgreement
 from pipelines.labels.exchange import LabelImport
@@ -60,6 +59,7 @@ from pipelines.policy.contact_sheet import Sheet
 from pipelines.policy.explain import Explained
 from pipelines.policy.preview import Conflict, ExampleRow, PreviewTagCount
 from pipelines.policy.retag import Retagged
+from pipelines.rollout.evaluation import RightShare, SliceFigures
 from pipelines.rollout.rollouts import Rollout
 from pipelines.status.health import HealthResult
 from pipelines.status.server import exposition
@@ -208,7 +208,7 @@ def _manifest() -> Manifest:
     split = SimpleNamespace(group=(TEXT,), fractions=(("train", 1.0),))
     arrays = hostile(ArrayPart, windows=None, pictures=None)
     files = {"shards": (), "indexes": (), "groups": None, "array_files": (), "arrays": arrays}
-    return hostile(Manifest, split=split, format="catchment.training-set/1", has_payload=False, **files)
+    return cast("Manifest", hostile(Manifest, split=split, format="catchment.training-set/1", has_payload=False, **files))
 
 
 def _draft() -> Any:
@@ -225,7 +225,7 @@ def _draft() -> Any:
 
 
 def _survey() -> Survey:
-    return hostile(Survey)
+    return cast("Survey", hostile(Survey))
 
 
 def _preview() -> Any:
@@ -507,9 +507,9 @@ def set_check(_: Path, to: pytest.MonkeyPatch) -> list[str]:
 
 
 def set_exports(_: Path, to: pytest.MonkeyPatch) -> list[str]:
-    to.setattr(set_export_cli, "set_folder", lambda *_args: Path(_SHOWN))
-    to.setattr(set_export_cli, "load_manifest", lambda _path: _manifest())
-    to.setattr(set_export_cli, "exports_of", lambda *_args: [hostile(ExportRecord, expires=None)])
+    to.setattr(set_care_cli, "set_folder", lambda *_args: Path(_SHOWN))
+    to.setattr(set_care_cli, "load_manifest", lambda _path: _manifest())
+    to.setattr(set_care_cli, "exports_of", lambda *_args: [hostile(ExportRecord, expires=None)])
     return ["set", "exports", "views"]
 
 
@@ -531,6 +531,11 @@ def model_ls(_: Path, to: pytest.MonkeyPatch) -> list[str]:
 def model_show(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     _models(to)
     return ["model", "show", "views"]
+
+
+def model_evaluate(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    to.setattr(model_cli, "evaluate", lambda *_args: [SliceFigures(TEXT, TEXT, RightShare(1, 1.0, 0.5, 1.0), 0.5)])
+    return ["model", "evaluate", "m", "--from", "views", "--task", "t"]
 
 
 def rollout_status(_: Path, to: pytest.MonkeyPatch) -> list[str]:
@@ -581,13 +586,14 @@ CORE: dict[str, Place] = {
     "set exports": set_exports,
     "model ls": model_ls,
     "model show": model_show,
+    "model evaluate": model_evaluate,
     "rollout status": rollout_status,
 }
 TAKES_CONFIG = {
     *("books", "streams", "status", "gaps", "compact", "quarantine ls", "quarantine show", "policy active", "policy history"),
     *("policy diff", "policy push", "policy preview", "policy explain", "policy retag", "set ls", "set show", "set verify"),
     *("set diff", "set check", "set exports", "similar", "rare", "uncertain", "disagreeing"),
-    *("model ls", "model show", "rollout status"),
+    *("model ls", "model show", "model evaluate", "rollout status"),
 }
 TAKES_JSON = {
     *("books", "streams", "status", "gaps", "compact", "quarantine ls", "quarantine show", "contract quality"),
@@ -616,6 +622,7 @@ TAKES_JSON = {
         "disagreeing",
         "model ls",
         "model show",
+        "model evaluate",
         "rollout status",
     ),
 }
@@ -695,7 +702,7 @@ def invoke(app: typer.Typer, words: list[str], *, coloured: bool = False) -> str
 
 
 def test_every_command_is_driven_here_or_has_its_reason() -> None:
-    """Whoever adds a command adds it to one of the two."""
+    """Each new command is added to one of the two."""
     assert commands(core_cli.app) == set(CORE) | set(QUIET["catchment"])
     assert commands(agent_app) == set(AGENT) | set(QUIET["edge-agent"])
     assert all(len(reason) > 10 for reasons in QUIET.values() for reason in reasons.values())
@@ -886,7 +893,7 @@ def test_no_page_holds_markup_or_acting_characters_of_others(tmp_path: Path) -> 
 
 
 def test_metrics_hold_no_acting_character() -> None:
-    from catchment.runtime.metrics_text import MetricsPage
+    from catchment.runtime.health_http import MetricsPage
     from pipelines.config import AlarmConfig
 
     figures = MetricsPage()

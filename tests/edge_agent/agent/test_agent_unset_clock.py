@@ -17,8 +17,10 @@ from edge_agent.spool.records import Append, Envelope, NewEnvelope
 from edge_agent.spool.sealing import Seal
 from edge_agent.spool.spool import Spool
 from edge_agent.unset_clock import BootClock, ClockHold
+from edge_agent.uplink.outbox import head_of
 from schemas.contract import builtin_contract
-from schemas.ids import StreamName
+from schemas.envelope import EnvelopeHead
+from schemas.ids import DeviceId, StreamName
 from tests.fakes.device import Device, eventually
 from tests.fakes.fake_core import FakeCore
 from tests.plant.broker import RunningBroker
@@ -36,6 +38,7 @@ class DeviceClock:
     def __init__(self, up_s: float = 0.0) -> None:
         self.up_s = up_s
         self.base_ms = 0
+        self.is_disciplined = True
 
     def now_ms(self) -> int:
         return self.base_ms + round(self.up_s * 1000)
@@ -53,11 +56,13 @@ class DeviceClock:
 class Room:
     """A spool, a clock, and an encoder that captures by it."""
 
-    def __init__(self, folder: Path, clock: DeviceClock, boot: str = "boot-1", seal: Seal | None = None) -> None:
+    def __init__(
+        self, folder: Path, clock: DeviceClock, boot: str = "boot-1", seal: Seal | None = None, free_wait_s: float = 0.0
+    ) -> None:
         self.clock = clock
-        self.boot_clock = BootClock(clock, boot, clock.monotonic_s)
+        self.boot_clock = BootClock(clock, boot, clock.monotonic_s, lambda: clock.is_disciplined)
         self.spool = Spool(folder / "spool", max_bytes=64 << 20, linger_ms=0, clock=clock, seal=seal)
-        self.hold = ClockHold(self.boot_clock, self.spool, HOUR_S, clock)
+        self.hold = ClockHold(self.boot_clock, self.spool, HOUR_S, clock, free_wait_s)
         self._transform = build_transforms(TELEMETRY, None, b"", ClockWatch(clock, lambda: True), None)
         self.encoder = Encoder(
             TELEMETRY, BatchLimits(1 << 18, 1 << 20), self.spool.put_object, references=self.boot_clock.references
@@ -283,6 +288,134 @@ def test_over_a_real_broker_the_shift_travels_as_a_property(broker: RunningBroke
     assert (head.clock_boot, head.clock_shift_us) == ("boot-1", TRUE_BOOT_MS * 1000)
     assert head.created_us == TRUE_BOOT_MS * 1000 + times[0]
     assert _times(body) == times, "the body stays as it was captured"
+
+
+LAST_SHUTDOWN_MS = TRUE_BOOT_MS - 30 * 86_400_000
+
+
+def woken(tmp_path: Path, up_s: float = 40.0, *, base_ms: int = LAST_SHUTDOWN_MS, free_wait_s: float = 0.0) -> Room:
+    """A device that goes on from the time of its last shutdown."""
+    clock = DeviceClock(up_s)
+    clock.base_ms, clock.is_disciplined = base_ms, False
+    return Room(tmp_path, clock, free_wait_s=free_wait_s)
+
+
+def synchronise(room: Room) -> None:
+    room.clock.set()
+    room.clock.is_disciplined = True
+    room.hold.step()
+
+
+def heads(room: Room) -> list[tuple[str | None, int | None]]:
+    """What the envelopes in the spool tell the core of their clock, as the uplink puts it."""
+
+    def head(envelope: Envelope) -> EnvelopeHead:
+        known_us = room.spool.boot_offset_us(envelope.clock.boot) if envelope.clock else None
+        return head_of(envelope, DeviceId("dev-a"), known_us, room.clock.now_ms())
+
+    return [(found.clock_boot, found.clock_shift_us) for found in map(head, room.offered())]
+
+
+def test_times_of_a_clock_that_woke_a_month_behind_are_corrected_once_it_is_synchronised(tmp_path: Path) -> None:
+    room = woken(tmp_path)
+    room.capture()
+    room.hold.step()
+    room.clock.sleep(100.0)
+    synchronise(room)
+    room.capture()
+    assert heads(room) == [("free-boot-1", TRUE_BOOT_MS * 1000 - LAST_SHUTDOWN_MS * 1000), (None, None)]
+    room.spool.close()
+
+
+@pytest.mark.parametrize("ahead_ms", [0, 400, -900], ids=["right", "drifted", "behind"])
+def test_a_free_clock_that_was_right_within_a_second_tells_nothing(tmp_path: Path, ahead_ms: int) -> None:
+    room = woken(tmp_path, base_ms=TRUE_BOOT_MS + ahead_ms)
+    room.capture()
+    synchronise(room)
+    assert heads(room) == [(None, None)]
+    room.spool.close()
+
+
+def test_a_clock_that_is_never_synchronised_sends_as_before_whoever_sets_it(tmp_path: Path) -> None:
+    room = woken(tmp_path)
+    room.capture()
+    room.clock.set()
+    room.capture()
+    room.hold.step()
+    assert heads(room) == [(None, None)] * 2
+    room.spool.close()
+
+
+def test_samples_wait_for_the_first_synchronisation_where_that_is_wanted_and_no_longer_than_wanted(tmp_path: Path) -> None:
+    room = woken(tmp_path, free_wait_s=60.0)
+    room.capture()
+    room.hold.step()
+    assert room.offered() == []
+    room.clock.sleep(61.0)
+    room.hold.step()
+    assert heads(room) == [(None, None)]
+    room.spool.close()
+
+
+def test_samples_that_waited_leave_corrected(tmp_path: Path) -> None:
+    room = woken(tmp_path, free_wait_s=60.0)
+    times = room.capture()
+    room.clock.sleep(20.0)
+    synchronise(room)
+    assert corrected_us(room) == [time_us + (TRUE_BOOT_MS - LAST_SHUTDOWN_MS) * 1000 for time_us in times]
+    room.spool.close()
+
+
+def test_an_agent_that_restarts_after_the_synchronisation_corrects_what_its_predecessor_captured(tmp_path: Path) -> None:
+    first = woken(tmp_path)
+    first.capture()
+    first.spool.close()
+    first.clock.set()
+    first.clock.is_disciplined = True
+    second = Room(tmp_path, first.clock)
+    second.hold.step()
+    assert heads(second) == [("free-boot-1", (TRUE_BOOT_MS - LAST_SHUTDOWN_MS) * 1000)]
+    second.spool.close()
+
+
+def test_a_clock_that_lost_its_server_later_is_not_held_to_run_free_again_even_after_a_restart(tmp_path: Path) -> None:
+    room = woken(tmp_path)
+    room.capture()
+    synchronise(room)
+    room.clock.is_disciplined = False
+    room.clock.base_ms += 7_000
+    room.capture()
+    room.spool.close()
+    again = Room(tmp_path, room.clock)
+    again.capture()
+    again.clock.base_ms -= 7_000
+    again.clock.is_disciplined = True
+    again.hold.step()
+    assert [boot for boot, _ in heads(again)] == ["free-boot-1", None, None]
+    again.spool.close()
+
+
+def test_a_sample_that_was_read_before_the_jump_and_stored_after_it_is_corrected(tmp_path: Path) -> None:
+    room = woken(tmp_path)
+    read_us = room.clock.now_ms() * 1000
+    synchronise(room)
+    batch = SampleBatch([read_us, room.clock.now_ms() * 1000], {"speed_mps": [1.0, 2.0]}, agent_clock=True)
+    room.spool.append(Append(STREAM, room.encoder.encode(batch, 0))).result()
+    assert [boot for boot, _ in heads(room)] == ["free-boot-1", None]
+    room.spool.close()
+
+
+def test_an_unset_clock_that_is_then_set_but_not_synchronised_is_corrected_in_two_steps(tmp_path: Path) -> None:
+    room = woken(tmp_path, base_ms=0)
+    room.capture()
+    room.clock.base_ms = LAST_SHUTDOWN_MS
+    room.hold.step()
+    room.capture()
+    synchronise(room)
+    first, second = heads(room)
+    assert first == ("boot-1", LAST_SHUTDOWN_MS * 1000), "the first offset of a boot stays: it may have been sent"
+    assert second == ("free-boot-1", (TRUE_BOOT_MS - LAST_SHUTDOWN_MS) * 1000)
+    room.spool.close()
 
 
 def _times(body: bytes) -> list[int]:

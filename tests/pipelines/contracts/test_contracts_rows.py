@@ -73,7 +73,7 @@ def rows(*changes: dict[str, Any]) -> pa.Table:
         ({"payload": None}, None),
         ({"payload": b""}, "payload: empty"),
         ({"payload": b"12345678901"}, "payload: larger than 10 bytes"),
-        ({"payload_sha256": None}, "payload_sha256: missing beside a payload"),
+        ({"payload_sha256": None}, "payload_sha256: missing next to a payload"),
         ({"payload_sha256": "ABC"}, "payload_sha256: not 64 lower-case hexadecimal digits"),
         ({"count": 10, "speed": 100.0}, "quality rule slow_when_many: not fulfilled"),
         ({"count": None, "speed": 100.0}, None),

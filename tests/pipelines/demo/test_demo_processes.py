@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ time.sleep(300)
 """
 
 
-def wait_for(condition, seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
     for _ in range(int(seconds / 0.05)):
         if condition():
             return

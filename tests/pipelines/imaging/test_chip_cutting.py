@@ -167,7 +167,7 @@ def test_a_slide_that_cannot_be_cut_is_a_rejection_beside_the_others(tmp_path: P
     other.write_bytes(b"\xff\xd8\xff\xe0 a JPEG")
     wanted = [
         (text, "header"),
-        (other, "not a TIFF"),
+        (other, "not a JPEG that can be read"),
         (noise(tmp_path / "a.tif"), None),
     ]
     files = cut_chips(lake_at(tmp_path), 4, tuple(refer(path, 64, seq=i) for i, (path, _) in enumerate(wanted)), LIMIT)

@@ -106,6 +106,31 @@ def test_shapes_are_compared_with_those_that_they_overlap() -> None:
     assert found.not_compared == {"mask labels": 1}
 
 
+def test_classes_that_are_numbers_are_compared_by_their_distance_too() -> None:
+    """Grades of five pictures: whoever misses by one agrees better than somebody who misses by four."""
+    near, far = ((1, 2), (2, 2), (3, 4), (5, 5), (4, 4)), ((1, 5), (2, 2), (3, 1), (5, 5), (4, 4))
+    found = [
+        agreement_of(
+            rows(
+                *(
+                    (at, who, "class", str(value), ())
+                    for at, pair in enumerate(pairs)
+                    for who, value in zip("ab", pair, strict=True)
+                )
+            )
+        )
+        for pairs in (near, far)
+    ]
+    numbers = [one.numbers.alpha for one in found if one.numbers is not None and one.numbers.alpha is not None]
+    assert numbers[0] > 0.8
+    assert numbers[1] < 0.5
+    values = np.array(near, float).ravel()
+    assert found[0].numbers == interval_alpha(np.repeat(np.arange(5), 2), values)
+    assert "agreement on the numbers they name: Krippendorff's alpha 0.898" in found[0].words[1]
+    assert agreement_of(rows((1, "a", "class", "1", ()), (1, "b", "class", "one", ()))).numbers is None
+    assert agreement_of(rows((1, "a", "class", "1", ()), (1, "b", "class", "nan", ()))).numbers is None
+
+
 def test_authors_are_compared_with_the_resolved_class() -> None:
     table = rows(
         *((at, who, "class", value, ()) for at in range(4) for who, value in (("ann", "ok"), ("bob", "ok"), ("cy", "dent")))

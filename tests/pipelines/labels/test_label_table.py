@@ -9,17 +9,20 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pytest
-from deltalake import write_deltalake
+from deltalake import DeltaTable, write_deltalake
 from typer.testing import CliRunner
 
 from pipelines.commands.label import label_app
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.labels.exchange import import_labels
 from pipelines.labels.matching import LabelOrigin
-from pipelines.labels.resolve import resolved_classes
+from pipelines.labels.resolve import current_labels, resolved_classes
 from pipelines.labels.table import SCHEMA, read_labels
+from pipelines.lake.compact_plan import Small, tiers
 from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import write_payload_shard
+from pipelines.maintenance.maintain import maintain
+from pipelines.maintenance.vacuum import Keep
 from pipelines.runners.engine import Engine
 from pipelines.training.build import wish_of_spec
 from pipelines.training.building.versions import Terms, planned
@@ -302,3 +305,40 @@ def test_an_export_holds_the_labels_and_comes_back_by_id(shop: Path, tmp_path: P
         assert imported(shop, tmp_path / name, kind)["by_id"] == 1
     boxes = labels_of(shop)["geometry"].to_list()
     assert boxes == [pytest.approx([40.0, 15.0, 20.0, 20.0])] * 10
+
+
+def test_maintenance_puts_small_files_of_labels_together_and_every_version_stays_readable(shop: Path, tmp_path: Path) -> None:
+    """Sets and runs pin versions of labels for good: what compaction replaced is never vacuumed."""
+    for at in range(18):
+        value = f"class-{at}" if at % 3 else "ok"
+        imported(shop, write_csv(tmp_path / f"{at}.csv", f",,p{at % 4}.png,class,{value},ann,", f",,p5.png,class,c{at},bob,"))
+    lake = lake_at(shop)
+    versions = range(read_labels(lake, "defect")[1] + 1)
+    before = {version: read_labels(lake, "defect", version)[0].sort_by("label_id") for version in versions[-18:]}
+    now, folder = labels_of(shop), shop / "labels/defect"
+    files = {path.name for path in folder.glob("*.parquet")}
+    assert len(files) == 18
+    for _ in range(2):
+        maintain(lake, Keep(0, 0, 0, 0, 0))
+    (made,) = {path.name for path in folder.glob("*.parquet")} - files
+    assert DeltaTable(folder).file_uris() == [str(folder / made)]
+    after = labels_of(shop)
+    assert after.sort("label_id").equals(now.sort("label_id"))
+    assert current_labels(after.to_arrow()).sort("label_id").equals(current_labels(now.to_arrow()).sort("label_id"))
+    for version, table in before.items():
+        assert read_labels(lake, "defect", version)[0].sort_by("label_id").equals(table)
+    again = imported(shop, tmp_path / "3.csv")
+    assert again["new"] == 0
+    imported(shop, write_csv(tmp_path / "last.csv", ",,p5.png,class,dent,bob,"))
+    latest = resolved_classes(read_labels(lake, "defect")[0]).to_pylist()
+    assert {row["value"] for row in latest if row["seq"] == 5} == {"dent"}
+    assert max(len(each) for each in labels_of(shop)["supersedes"].to_list()) == 1
+
+
+def test_labels_are_put_together_in_tiers_so_that_old_files_stay_few() -> None:
+    fresh = [Small(f"{at:012d}.parquet", 1, 10) for at in range(16)]
+    made = [Small(f"compact-{at}.parquet", 16, 160) for at in range(15)]
+    assert tiers([*made, *fresh], 16) == [tuple(fresh)]
+    assert tiers([*made, *fresh[:3], Small("compact-x.parquet", 16, 160)], 16) == [
+        (*sorted(made), Small("compact-x.parquet", 16, 160))
+    ]

@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.lake import lake_at
-from pipelines.lake.payload import PayloadRefs, group_bounds, read_payload, read_payloads, write_payload_shard
+from pipelines.lake.payload import TrailingHash, group_bounds, read_payload, write_payload_shard
+from pipelines.lake.payload_batch import PayloadRefs, read_payloads
+
+BODIES = st.binary(max_size=300) | st.integers(2_000, 40_000).map(bytes)
 
 
 def rows_of(payloads: list[bytes]) -> pa.Table:
@@ -97,7 +100,10 @@ def test_row_groups_cover_all_rows_in_order_within_their_limits(lengths: list[in
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.lists(st.binary(max_size=300), min_size=1, max_size=90), min_size=1, max_size=3), st.randoms())
+@given(
+    st.lists(st.lists(BODIES, min_size=1, max_size=90), min_size=1, max_size=3),
+    st.randoms(),
+)
 def test_many_payloads_at_once_are_those_that_come_one_by_one(
     tmp_path_factory: pytest.TempPathFactory, shards: list[list[bytes]], random: Random
 ) -> None:
@@ -110,7 +116,7 @@ def test_many_payloads_at_once_are_those_that_come_one_by_one(
         written = write_payload_shard(folder / f"{number}.parquet", rows_of(bodies))
         columns = (written.offsets.to_pylist(), written.lengths.to_pylist(), range(len(bodies)), bodies)
         places += [(f"{number}.parquet", *place) for place in zip(*columns, strict=True)]
-    random.shuffle(places)
+    places = random.sample(places, random.randint(1, len(places)))
     offsets, lengths, rows = (np.array([place[at] for place in places], np.int64) for at in (1, 2, 3))
     refs = PayloadRefs([place[0] for place in places], offsets, lengths, rows, str)
     assert read_payloads(lake_at(folder), refs).to_pylist() == [place[4] for place in places]
@@ -127,3 +133,27 @@ def test_of_many_payloads_one_with_a_wrong_offset_is_read_the_slow_way_and_a_mis
         read_payloads(
             lake_at(tmp_path), PayloadRefs(["a.parquet", "gone.parquet", "a.parquet"], offsets, lengths, rows, "sample {}".format)
         )
+
+
+def test_of_many_payloads_one_with_another_sha256_is_named(tmp_path: Path) -> None:
+    bodies = [os.urandom(100) for _ in range(40)]
+    shard = write_payload_shard(tmp_path / "a.parquet", rows_of(bodies))
+    digests: list[str | None] = [hashlib.sha256(body).hexdigest() for body in bodies]
+    places = (shard.offsets.to_numpy(), shard.lengths.to_numpy(), np.arange(40), "sample {}".format)
+    digests[7] = None
+    assert read_payloads(lake_at(tmp_path), PayloadRefs(["a.parquet"] * 40, *places, digests)).to_pylist() == bodies
+    digests[9] = digests[8]
+    with pytest.raises(CorruptLakeError, match=r"sample 9: .* its sha256 is another"):
+        read_payloads(lake_at(tmp_path), PayloadRefs(["a.parquet"] * 40, *places, digests))
+
+
+def test_a_file_is_hashed_while_it_grows(tmp_path: Path) -> None:
+    path = tmp_path / "growing"
+    path.touch()
+    trailing = TrailingHash(path)
+    with path.open("ab") as file:
+        for size in (3, 9_000_000, 1, 17_000_000, 0, 5):
+            file.write(os.urandom(size))
+            file.flush()
+            trailing.follow()
+    assert trailing.finish() == (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())

@@ -1,4 +1,4 @@
-"""The same landing through every runner that runs here gives the same rows and the same files, whoever dies meanwhile."""
+"""The same landing through every runner that runs here gives the same rows and the same files, no matter what dies meanwhile."""
 
 import hashlib
 import shutil
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
@@ -255,3 +256,35 @@ def test_the_portable_protocol_carries_the_graph_to_the_same_files(
     options = (f"--job_endpoint=localhost:{ports.read_text().strip()}", "--environment_type=LOOPBACK")
     assert run(landing, tmp_path / "portable", Engine("portable", options)) == expected
     assert job_server.poll() is None
+
+
+@pytest.mark.slow
+def test_prism_carries_the_graph_to_the_same_files(landing: Path, expected: dict[str, Any], prism: str, tmp_path: Path) -> None:
+    assert run(landing, tmp_path / "prism", Engine("prism", (f"--prism_location={prism}",))) == expected
+
+
+@pytest.mark.slow
+# Beam leaves the pipe of a Prism that died, and the threads that talked to it, as they are.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_prism_that_is_killed_in_the_middle_is_started_again_and_comes_to_the_same_files(
+    landing: Path, expected: dict[str, Any], prism: str, tmp_path: Path
+) -> None:
+    lake = tmp_path / "prism"
+    killed: list[int] = []
+
+    def strike() -> None:
+        until(lambda: any((lake / "streams").rglob("*.parquet")))
+        for process in psutil.Process().children(recursive=True):
+            if process.name() == "prism":
+                process.kill()
+                killed.append(process.pid)
+
+    killer = threading.Thread(target=strike)
+    killer.start()
+    tries: list[str] = []
+    found = run(landing, lake, Engine("prism", (f"--prism_location={prism}",)), tries)
+    killer.join()
+    assert killed
+    assert tries, "the graph was done before Prism died"
+    assert found == expected

@@ -18,6 +18,9 @@ from hypothesis import strategies as st
 
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.lake import lake_at
+from pipelines.lake.payload import PayloadWriter
+from pipelines.lake.payload_batch import PayloadRefs
+from pipelines.lake.view import View
 from pipelines.runners.engine import Engine
 from pipelines.runners.run import local_cluster
 from pipelines.training.build import BuildOptions, build_set, wish_of_spec
@@ -83,14 +86,23 @@ def test_a_set_is_the_same_in_one_part_and_in_many(roads: Path, order: str) -> N
     assert max(shard.rows for shard in whole.shards) == 300
 
 
+def build_frames(lake: Path, engine: Engine) -> Manifest:
+    options = BuildOptions({"train": 0.5, "test": 0.5}, limits=ShardLimits(max_rows=20), reassign=True, engine=engine)
+    return build_set(lake_at(lake), "frames", ("camera_frame",), options=options)
+
+
 def test_a_set_is_the_same_on_dask_workers(lake: Path) -> None:
-    options = BuildOptions({"train": 0.5, "test": 0.5}, limits=ShardLimits(max_rows=20), reassign=True)
-    here = build_set(lake_at(lake), "frames", ("camera_frame",), options=options)
+    here = build_frames(lake, Engine())
     with local_cluster(2) as address:
-        engine = Engine("dask", (f"--dask_client_address={address}",))
-        there = build_set(lake_at(lake), "frames", ("camera_frame",), options=BuildOptions(
-            options.split, limits=options.limits, reassign=True, engine=engine
-        ))  # fmt: skip
+        there = build_frames(lake, Engine("dask", (f"--dask_client_address={address}",)))
+    assert len(here.shards) > 8, "more than are done without a graph"
+    assert files_of(here) == files_of(there)
+
+
+@pytest.mark.slow
+def test_a_set_is_the_same_on_prism(lake: Path, prism: str) -> None:
+    here = build_frames(lake, Engine())
+    there = build_frames(lake, Engine("prism", (f"--prism_location={prism}",)))
     assert len(here.shards) > 8, "more than are done without a graph"
     assert files_of(here) == files_of(there)
 
@@ -272,13 +284,14 @@ def test_shards_of_many_parts_are_cut_as_those_of_all_rows_at_once(
 
 
 MEASURED = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from pipelines.lake.lake import lake_at
 from pipelines.training.build import BuildOptions, build_set
 
 manifest = build_set(lake_at(Path(sys.argv[1])), "wide", ("rows",), options=BuildOptions({"train": 0.5, "test": 0.5}))
-print(json.dumps([manifest.rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024]))
+status = Path("/proc/self/status").read_text().splitlines()
+print(json.dumps([manifest.rows, next(int(line.split()[1]) // 1024 for line in status if line.startswith("VmHWM"))]))
 """
 
 
@@ -301,3 +314,26 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
         assert rows == files * 500_000
         peaks.append(peak_mib)
     assert peaks[1] < peaks[0] + 400, peaks
+
+
+def test_two_blocks_of_payloads_are_held_whatever_a_shard_holds(lake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[int] = []
+    read, append = View.payloads, PayloadWriter.append
+
+    def reading(view: View, refs: PayloadRefs) -> pa.Array:
+        events.append(int(refs.lengths.sum()))
+        return read(view, refs)
+
+    def appending(writer: PayloadWriter, rows: pa.Table) -> None:
+        append(writer, rows)
+        events.append(-pc.sum(pc.binary_length(rows.column("payload"))).as_py())
+
+    monkeypatch.setattr(View, "payloads", reading)
+    monkeypatch.setattr(PayloadWriter, "append", appending)
+    options = BuildOptions({"train": 1.0}, limits=ShardLimits(block_bytes=4_000))
+    manifest = build_set(lake_at(lake), "frames", ("camera_frame",), options=options)
+    held = np.cumsum(events)
+    assert len(manifest.shards) == 1
+    assert max(events) <= 4_000 < manifest.bytes // 10
+    assert held.max() <= 3 * 4_000, "one is written, one is ready, one is being read"
+    assert held[-1] == 0
