@@ -22,7 +22,7 @@ ACROSS, DOWN = 32, 24
 SMALLER = 8
 _KINDS = 12
 _QUALITY = 75
-_GLASS, _PINK, _PURPLE = (241, 240, 243), (226, 164, 196), (104, 62, 140)
+_GLASS, _PINK, _PURPLE = (241, 240, 243), (208, 118, 168), (122, 64, 150)
 
 
 def write_slide(path: Path, seed: int) -> None:
