@@ -167,7 +167,7 @@ def test_a_page_of_a_slide_shows_it_put_together_with_a_heat_map_and_labels(
     assert (page[0, 200] == (68, 1, 84)).all(), "no tissue is dark"
     body = (tmp_path / "a.html").read_text()
     assert body.count("<figure>") == 2 + 16
-    assert run_core("chips", "sheet", "scanner-1/7/9", str(tmp_path / "b.png"), *config).code == 2
+    assert run_core("chips", "sheet", "scanner-1/7/9", str(tmp_path / "b.png"), *config).code == 3
     assert run_core("chips", "sheet", "scanner-1/7/0", str(tmp_path / "b.gif"), *config).code == 3
 
 
