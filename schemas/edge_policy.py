@@ -92,6 +92,51 @@ class EdgeInspect(msgspec.Struct, frozen=True, omit_defaults=True):
             raise PolicyDocumentError(f"edge policy: inspector {self.use[:80]!r} needs a name and a version")
 
 
+class UploadScore(StrEnum):
+    """What makes a sample worth sending."""
+
+    MARGIN = "margin"  # the model is unsure: its score is low
+    DISAGREEMENT = "disagreement"  # another model gives another label
+    RARITY = "rarity"  # the model gives a label that it seldom gives
+
+
+class EdgeUpload(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Which samples of a stream are sent within a budget: the telling ones first, and some by pure chance.
+
+    Every sample has a chance above zero, which is stored with those that are sent: what they say of all samples has no bias.
+
+    Attributes:
+        score: what makes a sample worth sending.
+        bytes_per_h: so many bytes are sent in an hour, a tenth of them at once at most.
+        random_share: so much of what is sent is drawn without regard to the score, above 0 to 1.
+        other: with `disagreement`: the column with the other model's label.
+    """
+
+    score: UploadScore
+    bytes_per_h: int
+    random_share: float = 0.15
+    other: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1_000 <= self.bytes_per_h <= 1 << 50:
+            raise PolicyDocumentError(f"upload: bytes_per_h {self.bytes_per_h} must be at least 1,000")
+        if not 0 < self.random_share <= 1:
+            raise PolicyDocumentError(f"upload: random_share {self.random_share} must be above 0 and at most 1")
+        if (self.score is UploadScore.DISAGREEMENT) != bool(self.other) or len(self.other) > 128:
+            raise PolicyDocumentError(
+                "upload: `other` names the column of the other label, with score disagreement and only there"
+            )
+
+
+UPLOAD_SHARE = "upload_share"
+
+
+def upload_columns(upload: EdgeUpload) -> tuple[str, ...]:
+    """The columns that a stream must have: what the score reads, and where the chance is stored."""
+    read = {UploadScore.MARGIN: ("predicted_score",), UploadScore.RARITY: ("predicted_label",)}
+    return (*read.get(upload.score, ("predicted_label", upload.other)), UPLOAD_SHARE)
+
+
 class EdgePolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     """All rules of a device.
 
@@ -101,6 +146,7 @@ class EdgePolicy(msgspec.Struct, frozen=True, omit_defaults=True):
         streams: stream -> its rules, in order.
         devices: whom it is for; empty: everyone. A device refuses what is not for it.
         inspect: stream -> what computes further columns for its rules.
+        uploads: stream -> which of the samples that the rules keep are sent.
 
     Raises:
         PolicyDocumentError: a stream's name, a rule or a number is malformed.
@@ -111,8 +157,11 @@ class EdgePolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     streams: dict[str, tuple[EdgeRule, ...]]
     devices: tuple[str, ...] = ()
     inspect: dict[str, tuple[EdgeInspect, ...]] = {}
+    uploads: dict[str, EdgeUpload] = {}
 
     def __post_init__(self) -> None:
+        for stream in self.uploads:
+            StreamName(stream)
         if self.version < 1 or self.issued_ms < 0:
             raise PolicyDocumentError(f"edge policy: version {self.version} must be at least 1, issued_ms not negative")
         for stream, steps in self.inspect.items():
@@ -130,6 +179,7 @@ class EdgeRules(msgspec.Struct, frozen=True, omit_defaults=True):
 
     streams: dict[str, tuple[EdgeRule, ...]]
     inspect: dict[str, tuple[EdgeInspect, ...]] = {}
+    uploads: dict[str, EdgeUpload] = {}
 
 
 class SignedEdgePolicy(msgspec.Struct, frozen=True):
@@ -149,7 +199,7 @@ class SignedEdgePolicy(msgspec.Struct, frozen=True):
 
 def rules_of(policy: EdgePolicy) -> EdgeRules:
     """Take the part of a policy that is the body of its document."""
-    return EdgeRules(policy.streams, policy.inspect)
+    return EdgeRules(policy.streams, policy.inspect, policy.uploads)
 
 
 def policy_in(document: Document) -> EdgePolicy:
@@ -160,7 +210,7 @@ def policy_in(document: Document) -> EdgePolicy:
     """
     rules = decode_body(document, EdgeRules)
     try:
-        return EdgePolicy(document.counter, document.issued_ms, rules.streams, document.to.devices, rules.inspect)
+        return EdgePolicy(document.counter, document.issued_ms, rules.streams, document.to.devices, rules.inspect, rules.uploads)
     except SchemaError as error:
         raise DocumentError(f"the body of the {document.kind} document is malformed: {error}") from error
 

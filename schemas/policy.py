@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from schemas.contract import ColumnType
+from schemas.edge_policy import EdgeUpload
 from schemas.errors import PolicyDocumentError, SchemaError
 from schemas.ids import StreamName, encode_json
 
@@ -145,6 +146,7 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     sample: tuple[SampleRule, ...] = ()
     priority: tuple[PriorityRule, ...] = ()
     inspect: tuple[InspectStep, ...] = ()
+    upload: EdgeUpload | None = None
 
     def __post_init__(self) -> None:
         if not _POLICY_ID.fullmatch(self.id):
@@ -159,7 +161,7 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def has_edge_part(self) -> bool:
         """Whether it says anything to the device."""
-        return bool(self.keep or self.sample or self.priority)
+        return bool(self.keep or self.sample or self.priority or self.upload)
 
     @property
     def label(self) -> str:

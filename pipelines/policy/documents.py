@@ -57,6 +57,7 @@ _EXTRAS: dict[str, dict[str, dict[str, Any]]] = {
         "sample": {"maxItems": MAX_EDGE_RULES, "description": "On the device: of these a share is kept."},
         "priority": {"maxItems": MAX_EDGE_RULES, "description": "On the device: what goes last when the spool is full."},
         "inspect": {"description": "Columns computed from payloads or text, for the rules to use."},
+        "upload": {"description": "On the device: of what is kept, the telling samples are sent within a budget."},
     },
     "Rule": {
         "tag": {"pattern": "^[a-z][a-z0-9_]{0,62}(:[a-z0-9_.-]{1,62})?$", "description": "A word, or name:value."},

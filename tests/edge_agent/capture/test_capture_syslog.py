@@ -254,7 +254,35 @@ def test_a_message_is_read_as_far_as_it_can_be(raw: bytes, expected: dict[str, A
     assert {name: getattr(found, name) for name in expected} == expected
 
 
-def test_the_year_of_an_old_time_is_the_nearest_one() -> None:
+@pytest.mark.parametrize(
+    ("raw", "host", "message"),
+    [
+        (b"<189>123: May 31 2024 12:00:00.123: %SYS-5-CONFIG_I: c", None, "c"),
+        (b"<189>123: R1: .May 31 12:00:00.123: %SYS-5-CONFIG_I: c", "R1", "c"),
+        (b"<189>R1: May 31 12:00:00.123 UTC: %SYS-5-CONFIG_I: c", "R1", "c"),
+    ],
+)
+def test_what_cisco_writes_before_the_time_hides_no_time(raw: bytes, host: str | None, message: str) -> None:
+    found = read_message(raw, NOW_US, UTC)
+    assert (found.time_us, found.host, found.app, found.message) == (1_717_156_800_123_000, host, "%SYS-5-CONFIG_I", message)
+
+
+def test_a_word_before_what_is_no_time_stays_in_the_message() -> None:
+    found = read_message(b"<189>5: su: May be", NOW_US, UTC)
+    assert (found.time_us, found.host, found.message) == (None, None, "5: su: May be")
+
+
+@pytest.mark.parametrize(
+    ("written", "year"),
+    [("May  1", 2026), ("Dec 25", 2026), ("Dec 31", 2026), ("Jan  5", 2026), ("Feb 29", None)],
+)
+def test_a_time_of_months_ago_is_not_one_of_months_ahead(written: str, year: int | None) -> None:
+    now_us = int(datetime(2026, 12, 1, tzinfo=UTC).timestamp() * 1e6)
+    time_us = read_message(f"<13>{written} 00:00:00 h a: x".encode(), now_us, UTC).time_us
+    assert (None if time_us is None else datetime.fromtimestamp(time_us / 1e6, UTC).year) == year
+
+
+def test_the_year_of_an_old_time_brings_it_no_further_than_a_month_ahead() -> None:
     for now, year in ((datetime(2024, 1, 1, 0, 5, tzinfo=UTC), 2023), (datetime(2023, 12, 31, 23, 59, 59, tzinfo=UTC), 2023)):
         time_us = present(read_message(b"<13>Dec 31 23:59:58 h a: x", int(now.timestamp() * 1e6), UTC).time_us)
         assert datetime.fromtimestamp(time_us / 1e6, UTC) == datetime(year, 12, 31, 23, 59, 58, tzinfo=UTC)

@@ -66,6 +66,23 @@ def test_an_order_of_another_key_is_refused(director: FakeDirector, device: Orde
     assert device.refused == 2
 
 
+def test_the_signature_of_one_order_is_none_of_another(director: FakeDirector, device: OrderTaker) -> None:
+    first, second = (decode_message(director.order(counter, counter)) for counter in (5, 6))
+    for text, signatures in ((second.document, first.signatures), (first.document, second.signatures)):
+        assert device.take(encode_message(SignedMessage(text, signatures))) is None
+        assert "not of a trusted key" in device.reason
+    both = encode_message(SignedMessage(first.document, (*second.signatures, *first.signatures)))
+    assert device.take(both) == (5,), "one good signature is enough"
+
+
+def test_an_order_is_followed_behind_as_much_nonsense_as_comes(director: FakeDirector, device: OrderTaker) -> None:
+    for number in range(100):
+        assert device.take(b"nonsense %d" % number) is None
+        assert device.take(director.order(4, 1)[: 40 + number]) is None
+    assert device.take(director.order(7, 3)) == (3,)
+    assert (device.refused, device.counter.seen.counter) == (200, 7)
+
+
 @pytest.mark.parametrize("kind", [*DocumentKind, "erasure", "", "desired "])
 def test_a_signature_over_one_kind_is_none_over_another(
     director: FakeDirector, device: OrderTaker, kind: DocumentKind | str
