@@ -54,7 +54,7 @@ CHIP_COLUMNS: tuple[Column, ...] = (
     Column("entropy", _F32, unit="bit", description="Entropy of the gray values, 0 to 8"),
     Column("focus", _F32, description="Variance of the Laplacian of the gray values"),
     Column("spec_digest", _TEXT, description="What the spec said when the chip was cut; null of earlier releases"),
-    Column("method", _TEXT, description="How the picture was made: exact or reencode"),
+    Column("method", _TEXT, description="How the picture was made: exact, re-encoded, or passed as it was stored"),
 )
 CHIP_MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/jp2", "image/tiff")
 

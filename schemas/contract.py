@@ -245,22 +245,74 @@ class PayloadSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
     redact: ImageRedact | None = None
 
 
-class ChipSpec(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Cut the images of a stream: square chips of `size` px, neighbours sharing `overlap` px, at pyramid `level`.
+class ChipEdge(StrEnum):
+    """What becomes of a chip that reaches beyond the right or lower edge of its image."""
 
-    `max_background`: a chip of which a larger share is background gets a row and no picture.
+    PAD = "pad"
+    DROP = "drop"
+    SHIFT = "shift"
+
+
+class ChipCodec(StrEnum):
+    """How the picture of a chip is encoded."""
+
+    AUTO = "auto"
+    JPEG = "jpeg"
+    PNG = "png"
+    TIFF = "tiff"
+
+
+class ChipSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Cut the images of a stream: chips of `size` px, neighbours sharing `overlap` px, at pyramid `level`.
+
+    Attributes:
+        name: of the spec.
+        size: pixels across, and down unless `height` is set.
+        overlap: pixels that neighbours share, each way.
+        level: of the pyramid, by its number.
+        height: pixels down; 0 for square chips.
+        edge: whether chips at the edge are padded, dropped, or shifted inwards.
+        left: pixels of the image before the first column of chips.
+        top: pixels of the image above the first row.
+        factor: the level with so many pixels of the full image to one, within 2 %, in place of `level`; 0: not set.
+        mpp: the level with so many micrometres per pixel, within 2 %, in place of `level`; 0: not set.
+        channels: which channels a chip has, by their number and in this order; empty for all.
+        codec: of the picture; `auto` copies a stored tile where chip and tile are the same, and keeps exact pixels exact.
+        quality: of JPEG.
+        max_background: a chip of which a larger share is background gets a row and no picture.
+        is_array_kept: whether the pixels are also written as a Zarr array.
     """
 
     name: str
     size: int
     overlap: int = 0
     level: int = 0
+    height: int = 0
+    edge: ChipEdge = ChipEdge.PAD
+    left: int = 0
+    top: int = 0
+    factor: float = 0.0
+    mpp: float = 0.0
+    channels: tuple[int, ...] = ()
+    codec: ChipCodec = ChipCodec.AUTO
+    quality: int = 90
     max_background: float | None = None
+    is_array_kept: bool = msgspec.field(default=True, name="arrays")
 
     def __post_init__(self) -> None:
         StreamName(self.name)
         if not 16 <= self.size <= 4096 or not 0 <= self.overlap < self.size or not 0 <= self.level < 32:
             raise ContractError(f"chip spec {self.name}: size 16..4096, overlap below size, level 0..31")
+        down = self.height or self.size
+        if not 16 <= down <= 4096 or self.overlap >= down or min(self.left, self.top) < 0:
+            raise ContractError(f"chip spec {self.name}: height 16..4096 and above overlap; left and top 0 or more")
+        by = [name for name in ("level", "factor", "mpp") if getattr(self, name)]
+        if len(by) > 1 or not (0 <= self.factor <= 65_536 and 0 <= self.mpp <= 1_000_000):
+            raise ContractError(
+                f"chip spec {self.name}: a level is chosen by one of level, factor and mpp, none of them negative"
+            )
+        if not 1 <= self.quality <= 100 or min(self.channels, default=0) < 0 or len(set(self.channels)) != len(self.channels):
+            raise ContractError(f"chip spec {self.name}: quality 1..100; channels are numbers from 0, each once")
         if self.max_background is not None and not 0 <= self.max_background <= 1:
             raise ContractError(f"chip spec {self.name}: max_background is a share, 0 to 1")
 

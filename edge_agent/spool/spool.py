@@ -301,7 +301,7 @@ class Spool:
             return database.oldest_unsettled_us(self._reader)
 
     def close(self) -> None:
-        """Commit what is pending, then let go of the files."""
+        """Commit what is pending, then close the files."""
         self._writer.close()
         if self._writer.failure is not None:
             mark_suspect(self.folder)

@@ -184,7 +184,7 @@ class Subscriber:
         os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
-        """Let go of the sockets, once nobody posts any more."""
+        """Close the sockets, once nobody posts any more."""
         self._client.reinitialise()
         os.close(self._wake)
 

@@ -88,15 +88,6 @@ def rows_from_json(
     return JsonRows(batch, tuple(indexes), tuple(rejected))
 
 
-def count_json_rows(body: bytes, max_bytes: int = MAX_JSON_BYTES) -> int:
-    """Count the rows of a body: a bridge needs it to number them.
-
-    Raises:
-        JsonBodyError: as `rows_from_json`.
-    """
-    return sum(1 for _ in _split(body, max_bytes))
-
-
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     return found if len(found) == len(pairs) else Repeated(found)

@@ -293,14 +293,9 @@ def _plain(source: YamlSource, document: _Plain, table: _Plain) -> _Plain:
     if "eventTimeStep" in custom:
         plain["event_time_step_s"] = custom["eventTimeStep"]
     if "chips" in custom:
-        names = {"name", "size", "overlap", "level"}
-        plain["chips"] = [_renamed(source, chip, {"maxBackground": "max_background"}, names) for chip in custom["chips"]]
+        names = set(ChipSpec.__struct_encode_fields__)
+        plain["chips"] = [_renamed(source, chip, {}, names) for chip in custom["chips"]]
     return plain
-
-
-def _chip_spec(chip: ChipSpec) -> _Plain:
-    plain: _Plain = {"name": chip.name, "size": chip.size, "overlap": chip.overlap, "level": chip.level}
-    return plain if chip.max_background is None else {**plain, "maxBackground": chip.max_background}
 
 
 def _quality(source: YamlSource, item: Any, index: int) -> _Plain:
@@ -371,7 +366,8 @@ def to_odcs(contract: Contract) -> str:
     if contract.event_time_step_s is not None:
         custom.append({"property": "eventTimeStep", "value": contract.event_time_step_s})
     if contract.chips:
-        custom.append({"property": "chips", "value": [_chip_spec(chip) for chip in contract.chips]})
+        chips = [{"overlap": 0, "level": 0, **msgspec.to_builtins(chip)} for chip in contract.chips]
+        custom.append({"property": "chips", "value": chips})
     if custom:
         table["customProperties"] = custom
     table["properties"] = [write_column(column) for column in contract.columns]

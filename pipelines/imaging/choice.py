@@ -50,6 +50,7 @@ class Choice:
         mask: the page with its internal mask; None without one.
         left_out: the other images of the file.
         levels: width and height of each level.
+        level: the number of this one.
     """
 
     page: Any
@@ -59,6 +60,7 @@ class Choice:
     mask: Any
     left_out: str
     levels: tuple[tuple[int, int], ...]
+    level: int = 0
 
 
 def choose_image(tiff: Any, level: int) -> Choice:
@@ -85,7 +87,7 @@ def choose_image(tiff: Any, level: int) -> Choice:
     page = chosen.keyframe
     planes, layers = _stacked(chosen)
     sizes = tuple((int(one.keyframe.imagewidth), int(one.keyframe.imagelength)) for one in series.levels)
-    return Choice(page, series.keyframe, planes, layers, _mask_of(tiff, page), "; ".join(map(_named, others)), sizes)
+    return Choice(page, series.keyframe, planes, layers, _mask_of(tiff, page), "; ".join(map(_named, others)), sizes, level)
 
 
 def _check_kind(tiff: Any, series: Any) -> None:
@@ -123,7 +125,7 @@ def _mask_of(tiff: Any, page: Any) -> Any:
 
 def _stacked(series: Any) -> tuple[tuple[Plane, ...], tuple[tuple[Layer, ...], ...]]:
     """The planes of a series, each with its layers: axis C becomes channels, all other axes but Y, X and S planes."""
-    axes = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if axis not in _PIXEL_AXES]
+    axes = _page_axes(series)
     count = int(np.prod([size for _, size in axes])) if axes else 1
     if count > MAX_PLANES:
         raise UnreadableImageError(f"a stack of {count} planes ({series.axes}), above {MAX_PLANES}")
@@ -137,6 +139,18 @@ def _stacked(series: Any) -> tuple[tuple[Plane, ...], tuple[tuple[Layer, ...], .
         Plane(index, *(key[names.index(axis)] if axis in names else None for axis in "ZT")) for index, key in enumerate(grouped)
     )
     return tuple(planes), tuple(tuple(layers) for layers in grouped.values())
+
+
+def _page_axes(series: Any) -> list[tuple[str, int]]:
+    """The axes along which a series has pages, with their sizes; samples that a page holds are none, whatever they are called."""
+    axes = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if axis not in _PIXEL_AXES]
+    samples = int(series.keyframe.samplesperpixel)
+    if samples > 1 and "S" not in series.axes:
+        within = [place for place, (_, size) in enumerate(axes) if size == samples]
+        if not within:
+            raise UnreadableImageError(f"{samples} samples a pixel, of which its description ({series.axes}) knows nothing")
+        del axes[within[-1]]
+    return axes
 
 
 def _pages(series: Any, count: int) -> Iterator[list[Layer]]:

@@ -6,6 +6,7 @@ Codecs that trust a size in their own data are asked for that size first: they t
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import imagecodecs
@@ -130,19 +131,46 @@ def _decode_jpeg(page: Any, body: bytes, index: int, samples: int, *, is_rgb: bo
         raise UnreadableImageError(f"tile {index} claims another size than the header says")
     if not body.rstrip(b"\0").endswith(b"\xff\xd9"):
         raise UnreadableImageError(f"tile {index}: pixels cannot be decoded: its JPEG data has no end")
-    tables = page.jpegtables or b""
-    is_bare = b"JFIF" not in body[:64] and b"Adobe" not in body[:64] and b"Adobe" not in tables
-    marker = _IS_RGB if is_rgb and samples == 3 and is_bare else b""
-    strict = pyvips.Image.jpegload_buffer(body[:2] + marker + tables[2:-2] + body[2:], fail_on="warning")
+    picture = jpeg_picture(page, body, is_rgb=is_rgb and samples == 3)
+    strict = pyvips.Image.jpegload_buffer(picture, fail_on="warning")
     found: Samples = np.ndarray((strict.height, strict.width, strict.bands), np.uint8, strict.write_to_memory())
-    if samples > 3 or (is_rgb and not is_bare):  # what the tile says of its colours may be wrong, and the header is right
+    if samples > 3 or (
+        is_rgb and not _is_bare(page, body)
+    ):  # what the tile says of its colours may be wrong, and the header is right
         pixels, _, _ = page.decode(body, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
         found = np.asarray(pixels)[0]
     return found
 
 
+def _is_bare(page: Any, body: bytes) -> bool:
+    """Whether nothing in the data of a tile says what its colours are."""
+    return b"JFIF" not in body[:64] and b"Adobe" not in body[:64] and b"Adobe" not in (page.jpegtables or b"")
+
+
+def jpeg_picture(page: Any, body: bytes, *, is_rgb: bool) -> bytes:
+    """A JPEG tile as a picture of its own: with the tables of its page, and a marker of colours that nothing else tells."""
+    marker = _IS_RGB if is_rgb and int(page.samplesperpixel) == 3 and _is_bare(page, body) else b""
+    return body[:2] + marker + (page.jpegtables or b"")[2:-2] + body[2:]
+
+
+@dataclass(frozen=True, slots=True)
+class JpegFrame:
+    """The frame header of a JPEG."""
+
+    marker: int
+    bits: int
+    height: int
+    width: int
+
+
 def jpeg_size(body: bytes) -> tuple[int, int] | None:
     """Height and width in the frame header; None where there is none before the picture's data begins."""
+    frame = jpeg_frame(body)
+    return None if frame is None else (frame.height, frame.width)
+
+
+def jpeg_frame(body: bytes) -> JpegFrame | None:
+    """The frame header; None where there is none before the picture's data begins."""
     at = 2
     while at + 4 <= len(body) and body[at] == 0xFF:
         marker = body[at + 1]
@@ -152,8 +180,9 @@ def jpeg_size(body: bytes) -> tuple[int, int] | None:
         if marker == _START_OF_SCAN:
             return None
         if marker in _FRAME_HEADS:
-            head = body[at + 5 : at + 9]
-            return (int.from_bytes(head[:2], "big"), int.from_bytes(head[2:], "big")) if len(head) == 4 else None
+            head = body[at + 4 : at + 9]
+            sizes = (int.from_bytes(head[1:3], "big"), int.from_bytes(head[3:], "big"))
+            return JpegFrame(marker, head[0], *sizes) if len(head) == 5 else None
         at += 2 + int.from_bytes(body[at + 2 : at + 4], "big")
     return None
 

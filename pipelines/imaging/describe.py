@@ -61,10 +61,11 @@ def image_facts(tiff: Any, choice: Choice, max_pixels: int) -> ImageFacts:
         palette=_palette(page) if colours is Colours.PALETTE else b"",
         planes=choice.planes,
         channel_names=_channel_names(tiff, channels),
-        scaling=_scaling(tiff, choice),
+        scaling=scaling_of(tiff, choice),
         icc=bytes(choice.full_page.iccprofile or b""),
         orientation=int(choice.full_page.tags.valueof(_ORIENTATION, 1) or 1),
         left_out=choice.left_out,
+        level=choice.level,
     )
 
 
@@ -154,7 +155,8 @@ def _channel_names(tiff: Any, channels: int) -> tuple[str, ...]:
     return names if len(names) == channels and all(names) else ()
 
 
-def _scaling(tiff: Any, choice: Choice) -> ImageScale:
+def scaling_of(tiff: Any, choice: Choice) -> ImageScale:
+    """The scale and place of the full image."""
     page = choice.full_page
     values = {int(tag.code): tag.value for tag in page.tags if int(tag.code) in _PLACE_TAGS}
     transform, crs = georeference(values)

@@ -9,11 +9,12 @@ import imagecodecs
 import numpy as np
 import tifffile
 
+from pipelines.errors import UnreadableImageError
 from pipelines.imaging.codecs import Samples
 from pipelines.imaging.facts import Colours, ImageFacts
+from schemas.contract import ChipCodec
 
-JPEG, PNG, TIFF = "image/jpeg", "image/png", "image/tiff"
-JPEG_QUALITY = 90
+JPEG, PNG, TIFF, JP2 = "image/jpeg", "image/png", "image/tiff", "image/jp2"
 _PNG_LEVEL = 3
 _TIFF_LEVEL = 1
 _PNG_HEAD_END = 33
@@ -24,18 +25,27 @@ _EXACT_SAMPLES = frozenset({"uint8", "uint16"})
 _PREDICTED = 2
 
 
-def media_type(facts: ImageFacts) -> str:
-    """Pixels that went through a lossy codec become JPEG; exact ones stay exact, as PNG where it can hold them, or TIFF."""
-    if facts.lossy and facts.dtype == "uint8" and not facts.has_alpha and facts.colours in _PNG_COLOURS:
+def media_type(facts: ImageFacts, codec: ChipCodec = ChipCodec.AUTO) -> str:
+    """The media type of a chip by a codec.
+
+    By `auto`, pixels that went through a lossy codec become JPEG; exact ones stay exact, as PNG where it can hold them, or TIFF.
+
+    Raises:
+        UnreadableImageError: this codec cannot hold such pixels.
+    """
+    is_plain = facts.colours in _PNG_COLOURS
+    can_be_jpeg = is_plain and facts.dtype == "uint8" and not facts.has_alpha
+    can_be_png = facts.colours is Colours.PALETTE or (is_plain and facts.dtype in _EXACT_SAMPLES)
+    if (codec is ChipCodec.JPEG and not can_be_jpeg) or (codec is ChipCodec.PNG and not can_be_png):
+        raise UnreadableImageError(f"{facts.channels} channels ({facts.colours}, {facts.dtype}) cannot become {codec}; use auto")
+    if codec is ChipCodec.JPEG or (codec is ChipCodec.AUTO and facts.lossy and can_be_jpeg):
         return JPEG
-    if facts.colours is Colours.PALETTE and facts.dtype == "uint8":
-        return PNG
-    return PNG if facts.colours in _PNG_COLOURS and facts.dtype in _EXACT_SAMPLES else TIFF
+    return PNG if can_be_png and codec is not ChipCodec.TIFF else TIFF
 
 
-def encoder(facts: ImageFacts, quality: int = JPEG_QUALITY) -> Callable[[Samples], bytes]:
-    """What turns a chip (rows, columns, channels) into the bytes of a picture of `media_type(facts)`."""
-    kind = media_type(facts)
+def encoder(facts: ImageFacts, codec: ChipCodec = ChipCodec.AUTO, quality: int = 90) -> Callable[[Samples], bytes]:
+    """What turns a chip (rows, columns, channels) into the bytes of a picture of `media_type(facts, codec)`."""
+    kind = media_type(facts, codec)
     if kind == JPEG:
         return lambda chip: bytes(imagecodecs.jpeg8_encode(_squeezed(chip), level=quality, subsampling="444"))
     if facts.colours is Colours.PALETTE and kind == PNG:

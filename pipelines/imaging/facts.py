@@ -1,10 +1,15 @@
 """What is known of an image before it is decoded: kind of samples, colours, planes, scale and place. Value objects."""
 
 import hashlib
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from pipelines.errors import UnreadableImageError
 from pipelines.imaging.place import Affine
+
+_TOLERANCE = 0.02
 
 
 class Colours(StrEnum):
@@ -72,6 +77,7 @@ class ImageFacts:
         orientation: EXIF orientation of the file (1 to 8); chips keep the stored order of pixels.
         left_out: the other images of the file, by name and size; none of them is cut.
         notes: what the decoder has converted.
+        level: number of the level.
     """
 
     width: int
@@ -94,6 +100,7 @@ class ImageFacts:
     orientation: int = 1
     left_out: str = ""
     notes: str = ""
+    level: int = 0
 
     @property
     def converted(self) -> str:
@@ -122,3 +129,42 @@ class ImageFacts:
         """Pixel corners of this level to coordinates."""
         full = self.scaling.transform
         return None if full is None else full.scaled(self.factor_x, self.factor_y)
+
+
+def with_channels(facts: ImageFacts, channels: Sequence[int]) -> ImageFacts:
+    """What is known of an image of which only these channels are taken, in this order; all of them where there are none.
+
+    Raises:
+        UnreadableImageError: it has no such channel.
+    """
+    if not channels:
+        return facts
+    if max(channels) >= facts.channels:
+        raise UnreadableImageError(f"no channel {max(channels)}; this image has {facts.channels}")
+    is_rgb = facts.colours is Colours.RGB and tuple(channels) == (0, 1, 2)
+    colours = Colours.RGB if is_rgb else Colours.GRAY if len(channels) == 1 else Colours.BANDS
+    names = tuple(facts.channel_names[k] for k in channels) if facts.channel_names else ()
+    return replace(facts, channels=len(channels), colours=colours, has_alpha=False, channel_names=names)
+
+
+def nearest_level(scaling: ImageScale, widths: Sequence[int], factor: float, mpp: float) -> int:
+    """The number of the level with so many pixels of the full image to one, or micrometres per pixel, within 2 %.
+
+    Args:
+        scaling: of the full image.
+        widths: of each level.
+        factor: 0 where `mpp` is wanted.
+        mpp: micrometres per pixel.
+
+    Raises:
+        UnreadableImageError: there is none, or the file does not say its scale.
+    """
+    if not factor and scaling.mpp_x is None:
+        raise UnreadableImageError("the file does not say its micrometres per pixel; choose a level by its number or factor")
+    factors = [widths[0] / width for width in widths]
+    wanted = factor or mpp / (scaling.mpp_x or 1.0)
+    best = min(range(len(factors)), key=lambda level: abs(math.log(factors[level] / wanted)))
+    if abs(factors[best] / wanted - 1) > _TOLERANCE:
+        known = ", ".join(f"{one:.6g}" for one in factors)
+        raise UnreadableImageError(f"no level with factor {wanted:.6g}; it has {known}, and chips are not resampled")
+    return best

@@ -13,10 +13,11 @@ import pyvips
 from pipelines.errors import UnreadableImageError
 from pipelines.imaging import picture_loader as _only_some_loaders  # noqa: F401  # blocks those that were not made for this
 from pipelines.imaging.codecs import MAX_SCANS, Samples, jp2_size
-from pipelines.imaging.facts import Colours, ImageFacts, ImageScale
+from pipelines.imaging.facts import Colours, ImageFacts, ImageScale, nearest_level
 from pipelines.imaging.header import Source
 from pipelines.imaging.place import resolution_mpp
 from pipelines.imaging.tiling import TileGrid
+from schemas.contract import ChipSpec
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 MAX_WHOLE_BYTES = 512 * 1024 * 1024
@@ -74,23 +75,24 @@ _HEADS = (
 )
 
 
-def open_picture(kind: str, source: Source, level: int, max_pixels: int) -> PictureLevel:
+def open_picture(kind: str, source: Source, spec: ChipSpec, max_pixels: int) -> PictureLevel:
     """Open a picture of a kind that `picture_kind` named.
 
     Raises:
         UnreadableImageError: it is not cut, is damaged, or above a limit.
     """
-    if level:
-        raise UnreadableImageError(f"no level {level}; a {kind.upper()} has one")
+    if spec.level:
+        raise UnreadableImageError(f"no level {spec.level}; a {kind.upper()} has one")
     if source.length > MAX_FILE_BYTES:
         raise UnreadableImageError(
             f"a {kind.upper()} of {source.length} bytes, above {MAX_FILE_BYTES}; convert it to a tiled TIFF"
         )
     body = source.read(0, source.length)
-    if kind in _SEQUENTIAL:
-        return _sequential(kind, body, max_pixels)
-    if kind in _WHOLE:
-        return _whole(kind, body, max_pixels)
+    if kind in _SEQUENTIAL or kind in _WHOLE:
+        picture = (_sequential if kind in _SEQUENTIAL else _whole)(kind, body, max_pixels)
+        if spec.factor or spec.mpp:
+            nearest_level(picture.facts.scaling, [picture.facts.width], spec.factor, spec.mpp)
+        return picture
     raise UnreadableImageError(f"a picture of the kind {kind}, which is not cut; convert it to PNG or a tiled TIFF")
 
 

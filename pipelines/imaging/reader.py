@@ -10,11 +10,12 @@ import tifffile
 from pipelines.errors import UnreadableImageError
 from pipelines.imaging.choice import Choice, Layer, choose_image
 from pipelines.imaging.codecs import SLACK_BYTES, Samples, decode_segment
-from pipelines.imaging.describe import image_facts
-from pipelines.imaging.facts import ImageFacts
+from pipelines.imaging.describe import image_facts, scaling_of
+from pipelines.imaging.facts import ImageFacts, nearest_level
 from pipelines.imaging.header import Source, check_chain, check_tiles
 from pipelines.imaging.pictures import PictureLevel, open_picture, picture_kind
 from pipelines.imaging.tiling import TileGrid
+from schemas.contract import ChipSpec
 
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _HEAD_BYTES = 16
@@ -40,6 +41,7 @@ class TiffLevel:
         self.facts = facts
         self.mask = mask
         self.tiles = _tile_grid(page)
+        self.page = page
         self._layers = layers
         self._source = source
         self._samples = facts.channels // len(layers[0])
@@ -59,6 +61,15 @@ class TiffLevel:
         with _reasons(f"tile {tile}: pixels cannot be decoded"):
             parts = [self._layer(layer, tile) for layer in self._layers[plane]]
             return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+
+    def stored(self, tile: int, plane: int = 0) -> bytes | None:
+        """The bytes of a tile as they lie in the file; None for one that the file leaves out, or of several layers."""
+        layers = self._layers[plane]
+        if len(layers) != 1 or not layers[0].sizes[tile]:
+            return None
+        size = int(layers[0].sizes[tile])
+        body = self._source.read(int(layers[0].offsets[tile]), size)
+        return body if len(body) == size else None
 
     def _layer(self, layer: Layer, tile: int) -> Samples:
         box, facts = self.tiles.box(tile), self.facts
@@ -103,8 +114,8 @@ ImageLevel: TypeAlias = TiffLevel | PictureLevel
 
 
 @contextmanager
-def open_level(file: BinaryIO, offset: int, length: int, level: int, max_pixels: int) -> Iterator[ImageLevel]:
-    """Open one level of the image in bytes `offset`..`offset + length` of an open file, which is closed afterwards.
+def open_level(file: BinaryIO, offset: int, length: int, spec: ChipSpec, max_pixels: int) -> Iterator[ImageLevel]:
+    """Open the level that `spec` names of the image in bytes `offset`..`offset + length` of an open file, which is closed after.
 
     Raises:
         UnreadableImageError: not an image of a supported kind, no such level, or above a limit.
@@ -115,7 +126,7 @@ def open_level(file: BinaryIO, offset: int, length: int, level: int, max_pixels:
         kind = picture_kind(head)
         if kind:
             with _reasons(f"not a {kind.upper()} that can be read"):
-                picture = open_picture(kind, source, level, max_pixels)
+                picture = open_picture(kind, source, spec, max_pixels)
             yield picture
             return
         if head[:4] not in _TIFF_HEADS:
@@ -125,7 +136,10 @@ def open_level(file: BinaryIO, offset: int, length: int, level: int, max_pixels:
             tiff = tifffile.TiffFile(file, offset=offset, size=length, _multifile=False)
         with tiff:
             with _reasons("header cannot be read"):
-                choice = choose_image(tiff, level)
+                choice = choose_image(tiff, spec.level)
+                if spec.factor or spec.mpp:
+                    widths = [width for width, _ in choice.levels]
+                    choice = choose_image(tiff, nearest_level(scaling_of(tiff, choice), widths, spec.factor, spec.mpp))
                 facts = image_facts(tiff, choice, max_pixels)
                 opened = TiffLevel(facts, choice.layers, source, _mask(choice, source))
             yield opened

@@ -7,14 +7,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.imaging.cutting import Chips, Cutter
-from pipelines.imaging.encoding import JPEG, media_type
 from pipelines.imaging.facts import ImageFacts
 from pipelines.imaging.place import footprint
 from pipelines.imaging.scores import COUNTS
 from pipelines.imaging.store import BandPictures, ChipPlace, SlideRef, chip_schema
 from pipelines.imaging.tiling import Band, TileWindow
 
-EXACT, REENCODED = "exact", "reencode"
 _NO_OFFSET = 1e-6
 
 
@@ -29,7 +27,7 @@ def chip_rows(slide: SlideRef, place: ChipPlace, cutter: Cutter, band: Band, chi
         chips: what was made of them.
         pictures: where their pictures are, and their scores.
     """
-    facts, grid = cutter.level.facts, cutter.grid
+    facts, grid = cutter.facts, cutter.grid
     count = len(chips.encoded)
     indices = range(chips.first_index, chips.first_index + count)
     planes = [facts.planes[index // grid.count] for index in indices]
@@ -47,6 +45,8 @@ def chip_rows(slide: SlideRef, place: ChipPlace, cutter: Cutter, band: Band, chi
         "t": [plane.t for plane in planes],
         "valid": chips.valid,
         "mask": chips.masks,
+        "media_type": chips.media_types,
+        "method": chips.methods,
         **_place(windows, facts),
     }
     own |= pictures.scores.columns() | {"tissue": [None] * count}
@@ -75,7 +75,7 @@ def _references(name: str, chips: Chips, pictures: BandPictures) -> dict[str, ob
 
 def _same(slide: SlideRef, place: ChipPlace, facts: ImageFacts) -> dict[str, object]:
     """What all chips of a band have in common."""
-    scaling, kind = facts.scaling, media_type(facts)
+    scaling = facts.scaling
     return {
         "device": slide.key.device,
         "epoch": slide.key.epoch,
@@ -85,10 +85,9 @@ def _same(slide: SlideRef, place: ChipPlace, facts: ImageFacts) -> dict[str, obj
         "source_sha256": slide.sha256,
         "spec": slide.spec.name,
         "spec_digest": slide.spec.digest,
-        "level": slide.spec.level,
-        "media_type": kind,
+        "level": facts.level,
         "left_out": facts.left_out,
-        "zarr_path": place.zarr,
+        "zarr_path": place.zarr if slide.spec.is_array_kept else None,
         "tags": [],
         "tag_rules": [],
         "factor_x": facts.factor_x,
@@ -99,7 +98,6 @@ def _same(slide: SlideRef, place: ChipPlace, facts: ImageFacts) -> dict[str, obj
         "orientation": facts.orientation,
         "icc_sha256": facts.icc_sha256,
         "converted": facts.converted,
-        "method": REENCODED if kind == JPEG else EXACT,
     }
 
 

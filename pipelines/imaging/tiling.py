@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from schemas.contract import ChipEdge
+
 
 @dataclass(frozen=True, slots=True)
 class TileWindow:
@@ -16,34 +18,66 @@ class TileWindow:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Square chips of `size` px over an image, neighbours sharing `overlap` px, row by row from the upper left.
+    """Chips of `size` px over an image, neighbours sharing `overlap` px, row by row from the upper left.
 
-    The chips cover the image exactly; those at the right and lower edge reach beyond it and are filled up with zeros.
+    With the edge rule `pad` the chips cover the image exactly, and those at the right and lower edge reach beyond it and are
+    filled up with zeros. `drop` leaves those out. `shift` moves them inwards, so that they share more with their neighbours; in
+    an image smaller than a chip they are padded.
+
+    Attributes:
+        width: pixels of the image.
+        height: as `width`.
+        size: pixels of a chip across.
+        overlap: pixels that neighbours share.
+        down: pixels of a chip down; 0 for square chips.
+        edge: what becomes of chips that reach beyond the edge.
+        left: where the first column begins.
+        top: where the first row begins.
     """
 
     width: int
     height: int
     size: int
     overlap: int = 0
+    down: int = 0
+    edge: ChipEdge = ChipEdge.PAD
+    left: int = 0
+    top: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.width, self.height, self.size) < 1 or not 0 <= self.overlap < self.size:
+        inside = min(self.width - self.left, self.height - self.top)
+        if min(inside, self.size) < 1 or not 0 <= self.overlap < min(self.size, self.tall):
             raise ValueError(f"no grid of {self.size} px, overlap {self.overlap}, on {self.width} x {self.height} px")
 
     @property
+    def tall(self) -> int:
+        """Pixels of a chip down."""
+        return self.down or self.size
+
+    @property
     def stride(self) -> int:
-        """Pixels from one chip to the next."""
+        """Pixels from one chip to the next across."""
         return self.size - self.overlap
+
+    @property
+    def stride_down(self) -> int:
+        """Pixels from one row of chips to the next."""
+        return self.tall - self.overlap
 
     @property
     def columns(self) -> int:
         """Chips in a row."""
-        return max(1, -(-(self.width - self.overlap) // self.stride))
+        return self._along(self.width - self.left, self.size)
 
     @property
     def rows(self) -> int:
         """Rows of chips."""
-        return max(1, -(-(self.height - self.overlap) // self.stride))
+        return self._along(self.height - self.top, self.tall)
+
+    def _along(self, length: int, size: int) -> int:
+        if self.edge is ChipEdge.DROP:
+            return max(0, (length - size) // (size - self.overlap) + 1)
+        return max(1, -(-(length - self.overlap) // (size - self.overlap)))
 
     @property
     def count(self) -> int:
@@ -53,8 +87,10 @@ class Grid:
     def window(self, index: int) -> TileWindow:
         """The place of chip `index`."""
         row, column = divmod(index, self.columns)
-        x, y = column * self.stride, row * self.stride
-        return TileWindow(x, y, min(self.size, self.width - x), min(self.size, self.height - y))
+        x, y = self.left + column * self.stride, self.top + row * self.stride_down
+        if self.edge is ChipEdge.SHIFT:
+            x, y = max(self.left, min(x, self.width - self.size)), max(self.top, min(y, self.height - self.tall))
+        return TileWindow(x, y, min(self.size, self.width - x), min(self.tall, self.height - y))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +127,20 @@ class TileGrid:
             yield from range(first + window.x // self.tile_width, first + last_column + 1)
 
 
+def last_column(grid: Grid, box: TileWindow) -> int:
+    """The last column of chips that hold a pixel of `box`."""
+    if grid.edge is ChipEdge.SHIFT and box.x + box.width > grid.width - grid.size:
+        return grid.columns - 1
+    return min(grid.columns - 1, (box.x + box.width - 1 - grid.left) // grid.stride)
+
+
 def last_chip(grid: Grid, box: TileWindow) -> int:
     """The last chip that holds a pixel of `box`: after it nobody needs that part of the image."""
-    row = min(grid.rows - 1, (box.y + box.height - 1) // grid.stride)
-    column = min(grid.columns - 1, (box.x + box.width - 1) // grid.stride)
-    return row * grid.columns + column
+    row = min(grid.rows - 1, (box.y + box.height - 1 - grid.top) // grid.stride_down)
+    column = last_column(grid, box)
+    if grid.edge is ChipEdge.SHIFT and box.y + box.height > grid.height - grid.tall:
+        row = grid.rows - 1
+    return row * grid.columns + column if min(row, column) >= 0 else -1
 
 
 @dataclass(frozen=True, slots=True)

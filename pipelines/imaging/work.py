@@ -1,6 +1,7 @@
 """Cut one slide, band after band, each durable before the next: what a killed try leaves is not cut again."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 
 from catchment.runtime.atomic_files import atomic_file, make_folder, write_atomic
 from pipelines.errors import UnreadableImageError
-from pipelines.imaging.cutting import Cutter
+from pipelines.imaging.cutting import Chips, Cutter
 from pipelines.imaging.facts import Colours
 from pipelines.imaging.reader import ImageLevel, open_level
 from pipelines.imaging.rows import chip_rows
@@ -32,6 +33,7 @@ from pipelines.imaging.tiling import Band, Grid, bands, chips_per_band
 from pipelines.lake.lake import Lake, lake_at
 from pipelines.lake.layout import cut_folder
 from pipelines.lake.reference import open_referred, sample_label
+from schemas.contract import ChipSpec
 
 MAX_BAND_BYTES = 32 * 1024 * 1024
 MIN_BAND_BYTES = 1024 * 1024
@@ -91,15 +93,27 @@ def cut_slide(task: SlideTask, note: Callable[[str], None] = lambda _: None) -> 
         with _opened(task) as level:
             cutter, planned = _planned(task, level)
             note(f"header; {len(planned)} bands")
-            for band in planned:
-                if not _is_cut(task, band.index):
-                    _write_band(task, cutter, band)
-                note(f"band {band.index + 1} of {len(planned)}")
+            _cut_bands(task, cutter, planned, note)
     except UnreadableImageError as error:
         discard(task.lake, task.place)
         return ChipFile(key, spec, "", 0, 0, str(error))
-    done = _write_rows(task, len(planned), has_colours=level.facts.colours is Colours.RGB)
+    done = _write_rows(task, len(planned), has_colours=cutter.facts.colours is Colours.RGB)
     return replace(done, tiles_decoded=cutter.tiles_decoded)
+
+
+def _cut_bands(task: SlideTask, cutter: Cutter, planned: Sequence[Band], note: Callable[[str], None]) -> None:
+    """Cut the bands that are missing. While one is written, the next is cut; no more than these two are in memory."""
+    with ThreadPoolExecutor(1) as writer:
+        writing: Future[None] | None = None
+        for band in planned:
+            if not _is_cut(task, band.index):
+                chips = cutter.cut(band)
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(_write_band, task, cutter, band, chips)
+            note(f"band {band.index + 1} of {len(planned)}")
+        if writing is not None:
+            writing.result()
 
 
 def save_result(task: SlideTask, result: ChipFile) -> None:
@@ -123,26 +137,42 @@ def _result_path(task: SlideTask) -> Path:
 def _planned(task: SlideTask, level: ImageLevel) -> tuple[Cutter, list[Band]]:
     """The grid as bands, with the array that takes them; what cannot be held in memory is refused before a tile is decoded."""
     spec, facts = task.slide.spec, level.facts
-    grid = Grid(facts.width, facts.height, spec.size, spec.overlap)
+    grid = grid_of(spec, facts.width, facts.height)
     sample_bytes = facts.channels * np.dtype(facts.dtype).itemsize
-    held = (spec.size + level.tiles.tile_height) * facts.width * sample_bytes
+    held = (grid.tall + level.tiles.tile_height) * facts.width * sample_bytes
     if held > MAX_HELD_BYTES:
         raise UnreadableImageError(
-            f"one row of {spec.size} px chips over tiles of {level.tiles.tile_height} rows holds {held} bytes, "
+            f"one row of {grid.tall} px chips over tiles of {level.tiles.tile_height} rows holds {held} bytes, "
             f"above {MAX_HELD_BYTES}; use smaller chips, or a file with smaller tiles"
         )
-    chip_bytes = spec.size * spec.size * sample_bytes
-    cutter = Cutter(level, grid)
+    cutter = Cutter(level, grid, spec)
+    channels = cutter.facts.channels
+    chip_bytes = grid.tall * grid.size * channels * np.dtype(facts.dtype).itemsize
     per_band = chips_per_band(cutter.count, chip_bytes, MAX_BAND_BYTES, MIN_BAND_BYTES, WANTED_BANDS)
-    create_array(task.lake, task.place, (cutter.count, spec.size, spec.size, facts.channels), per_band, facts)
+    if spec.is_array_kept:
+        create_array(task.lake, task.place, (cutter.count, grid.tall, grid.size, channels), per_band, cutter.facts)
     return cutter, list(bands(cutter.count, per_band))
 
 
-def _write_band(task: SlideTask, cutter: Cutter, band: Band) -> None:
-    chips = cutter.cut(band)
-    write_pixels(task.lake, task.place, band.index, chips)
+def grid_of(spec: ChipSpec, width: int, height: int) -> Grid:
+    """Where the chips of a spec lie on a level.
+
+    Raises:
+        UnreadableImageError: none does.
+    """
+    if spec.left >= width or spec.top >= height:
+        raise UnreadableImageError(f"chips begin at ({spec.left}, {spec.top}), outside {width} x {height} px")
+    grid = Grid(width, height, spec.size, spec.overlap, spec.height, spec.edge, spec.left, spec.top)
+    if not grid.count:
+        raise UnreadableImageError(f"no chip of {grid.size} x {grid.tall} px fits into {width} x {height} px; pad at the edge")
+    return grid
+
+
+def _write_band(task: SlideTask, cutter: Cutter, band: Band, chips: Chips) -> None:
+    if task.slide.spec.is_array_kept:
+        write_pixels(task.lake, task.place, band.index, chips)
     windows = [cutter.grid.window(index % cutter.grid.count) for index in range(band.first, band.end)]
-    scores = band_scores(chips.pixels, windows, cutter.level.facts.colours)
+    scores = band_scores(chips.pixels, windows, cutter.facts.colours)
     pictures = write_pictures(task.lake, task.place, task.slide, band.index, chips, scores)
     path = task.lake.root / task.place.band_rows(band.index)
     if not path.parent.is_dir():
@@ -193,4 +223,4 @@ def _opened(task: SlideTask) -> AbstractContextManager[ImageLevel]:
     slide = task.slide
     of = sample_label(slide.key.stream, slide.key.device, slide.key.epoch, slide.key.seq)
     file = open_referred(task.lake, slide.shard, of)
-    return open_level(file, slide.offset, slide.length, slide.spec.level, task.max_pixels)
+    return open_level(file, slide.offset, slide.length, slide.spec, task.max_pixels)

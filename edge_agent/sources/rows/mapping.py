@@ -14,6 +14,7 @@ from edge_agent.sources.rows.cells import PLAIN_NUMBERS, PLAIN_TIMES, convert_co
 from edge_agent.sources.rows.tables import RawChunk
 from schemas.contract import Column, ColumnType, Contract
 from schemas.inspectors import PICTURE_COLUMNS, TEXT_COLUMNS
+from schemas.model_tasks import PREDICTION_COLUMNS
 from schemas.source_names import match_columns
 from schemas.written_values import NumberForm, TimeForm
 
@@ -28,7 +29,7 @@ log = structlog.get_logger(__name__)
 JUDGED_SAMPLES = 100
 # What the agent itself puts in behind the source: clock, model and inspectors.
 _FILLED_LATER = frozenset({
-    COLUMN, "model_name", "model_version", "predicted_label", "predicted_score",
+    COLUMN, *PREDICTION_COLUMNS,
     *(column.name for column in (*PICTURE_COLUMNS, *TEXT_COLUMNS)),
 })  # fmt: skip
 

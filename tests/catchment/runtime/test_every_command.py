@@ -471,6 +471,7 @@ def _mined(to: pytest.MonkeyPatch, command: str) -> list[str]:
     site = SimpleNamespace(rows=rows, only=None, private=frozenset())
     to.setattr(mining_cli, "MiningSite", SimpleNamespace(open=lambda *_args: site))
     to.setattr(mining_cli, "EmbeddingIndex", lambda *_args: SimpleNamespace(sync=lambda: hostile(IndexState)))
+    to.setattr(mining_cli, "KeyIndex", lambda *_args: SimpleNamespace(sync=lambda: None))
     to.setattr(mining_picks, command, lambda *_args, **_more: Picked(NO_PLACES, "score", ()))
     to.setattr(mining_picks, "describe", lambda *_args: ([Pick(TEXT, 1.0, {TEXT: TEXT})], pa.table({})))
     return [command, *(["car-1/1/1"] if command == "similar" else []), "--from", "x"]

@@ -80,10 +80,10 @@ def test_a_killed_demo_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_a_killed_leash_takes_its_program_along(tmp_path: Path) -> None:
     with ProcessGroup(tmp_path / "logs", grace_s=0.3) as group:
         program = group.start("sleeper", ["sleep", "300"])
-        children = Path(f"/proc/{program.leash.pid}/task/{program.leash.pid}/children")
+        children = Path(f"/proc/{program.subreaper.pid}/task/{program.subreaper.pid}/children")
         wait_for(lambda: children.read_text().split())
         (sleeper,) = map(int, children.read_text().split())
-        os.kill(program.leash.pid, signal.SIGKILL)
+        os.kill(program.subreaper.pid, signal.SIGKILL)
         wait_for(lambda: not is_alive(sleeper))
 
 

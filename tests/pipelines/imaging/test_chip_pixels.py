@@ -17,6 +17,7 @@ from pipelines.imaging.reader import open_level
 from pipelines.imaging.store import ChipFile, SlideRef
 from pipelines.imaging.work import cut_slide
 from pipelines.lake.lake import lake_at
+from schemas.contract import ChipSpec
 
 Refer = Callable[..., SlideRef]
 LIMIT = 20_000_000_000
@@ -148,7 +149,7 @@ def test_a_blank_tile_may_stand_for_many_places_and_is_decoded_into_no_memory(tm
     file = cut(tmp_path, refer(path, 256))
     chip, _ = first_chip(tmp_path, file)
     assert (chip[:, :, 0] == pixels).all()
-    with open_level(path.open("rb"), 0, path.stat().st_size, 0, LIMIT) as level:
+    with open_level(path.open("rb"), 0, path.stat().st_size, ChipSpec("s64", 64), LIMIT) as level:
         assert level.decode(7).strides[:2] == (0, 0)
 
 
