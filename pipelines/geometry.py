@@ -73,6 +73,42 @@ def area_shape(kind: str, geometry: Sequence[float]) -> Any:
     return shapely.make_valid(shapely.Polygon(np.array(corners, np.float64).reshape(-1, 2)))
 
 
+def polygonal(shape: Any) -> Any:
+    """What of a shape has an area; lines and points that made it valid are dropped."""
+    import shapely  # noqa: PLC0415 - see above
+
+    if shape.geom_type in ("Polygon", "MultiPolygon"):
+        return shape
+    return shapely.union_all([part for part in shapely.get_parts(shape) if part.geom_type in ("Polygon", "MultiPolygon")])
+
+
+def joined_rings(rings: Sequence[Sequence[Sequence[float]]]) -> Numbers:
+    """An outline and its holes as one outline (x, y, x, y, ...): the holes are joined to its first point by lines of no width.
+
+    The holes run the other way round, so a program that fills by direction and one that counts crossings draw the same. A polygon
+    made valid of it has the holes again.
+
+    Args:
+        rings: the outline first; each closed or not.
+    """
+    opened = [[*map(tuple, ring)][: -1 if len(ring) > 1 and tuple(ring[0]) == tuple(ring[-1]) else None] for ring in rings]
+    outline, *holes = opened
+    points = [*outline]
+    for hole in holes:
+        turned = hole if _signed_area(hole) * _signed_area(outline) < 0 else hole[::-1]
+        points += [outline[0], *turned, turned[0]] if turned else []
+    return tuple(float(number) for point in points for number in point[:2])
+
+
+def polygon_numbers(polygon: Any) -> Numbers:
+    """A shapely polygon as x, y, x, y, ...; its holes as `joined_rings` joins them."""
+    return joined_rings([ring.coords[:] for ring in (polygon.exterior, *polygon.interiors)])
+
+
+def _signed_area(ring: Sequence[Sequence[float]]) -> float:
+    return sum(a[0] * b[1] - b[0] * a[1] for a, b in zip(ring, [*ring[1:], *ring[:1]], strict=True)) / 2
+
+
 def overlaps(first: Sequence[Any], second: Sequence[Any]) -> _Floats:
     """Intersection over union of each shape of the first list with each of the second: a matrix of 0 to 1."""
     import shapely  # noqa: PLC0415 - see above

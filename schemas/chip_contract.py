@@ -48,6 +48,12 @@ CHIP_COLUMNS: tuple[Column, ...] = (
     Column("orientation", _I32, description="EXIF orientation of the file; chips keep the stored order of pixels"),
     Column("icc_sha256", _TEXT, description="SHA-256 of the file's colour profile, which the array's attributes hold"),
     Column("converted", _TEXT, description="How pixels differ from the stored ones; empty where they do not"),
+    Column("tissue", _F32, description="Share of pixels on the tissue's side of the slide's Otsu threshold; null without one"),
+    Column("white", _F32, description="Share of pixels that are near white; null where samples have no white"),
+    Column("black", _F32, description="Share of pixels that are near black; null likewise"),
+    Column("entropy", _F32, unit="bit", description="Entropy of the gray values, 0 to 8"),
+    Column("focus", _F32, description="Variance of the Laplacian of the gray values"),
+    Column("spec_digest", _TEXT, description="What the spec said when the chip was cut; null of earlier releases"),
     Column("method", _TEXT, description="How the picture was made: exact, re-encoded, or passed as it was stored"),
 )
 CHIP_MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/jp2", "image/tiff")

@@ -266,7 +266,7 @@ class ChipSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """Cut the images of a stream: chips of `size` px, neighbours sharing `overlap` px, at pyramid `level`.
 
     Attributes:
-        name: of the spec; a changed spec takes a new one.
+        name: of the spec.
         size: pixels across, and down unless `height` is set.
         overlap: pixels that neighbours share, each way.
         level: of the pyramid, by its number.
@@ -279,6 +279,7 @@ class ChipSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         channels: which channels a chip has, by their number and in this order; empty for all.
         codec: of the picture; `auto` copies a stored tile where chip and tile are the same, and keeps exact pixels exact.
         quality: of JPEG.
+        max_background: a chip of which a larger share is background gets a row and no picture.
         is_array_kept: whether the pixels are also written as a Zarr array.
     """
 
@@ -295,6 +296,7 @@ class ChipSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     channels: tuple[int, ...] = ()
     codec: ChipCodec = ChipCodec.AUTO
     quality: int = 90
+    max_background: float | None = None
     is_array_kept: bool = msgspec.field(default=True, name="arrays")
 
     def __post_init__(self) -> None:
@@ -311,6 +313,13 @@ class ChipSpec(msgspec.Struct, frozen=True, omit_defaults=True):
             )
         if not 1 <= self.quality <= 100 or min(self.channels, default=0) < 0 or len(set(self.channels)) != len(self.channels):
             raise ContractError(f"chip spec {self.name}: quality 1..100; channels are numbers from 0, each once")
+        if self.max_background is not None and not 0 <= self.max_background <= 1:
+            raise ContractError(f"chip spec {self.name}: max_background is a share, 0 to 1")
+
+    @property
+    def digest(self) -> str:
+        """The first 12 hexadecimal digits of the SHA-256 of what it says; chips of another digest are cut again."""
+        return hashlib.sha256(encode_json(self)).hexdigest()[:12]
 
 
 class QualityRule(msgspec.Struct, frozen=True):

@@ -1,6 +1,7 @@
 """The demo's devices: programs that drop pictures into a watched folder, or print one sample a line for the source `exec`.
 
 python -m pipelines.demo.devices camera --folder line --seconds 30
+python -m pipelines.demo.devices microscope --folder slides --seconds 30
 python -m pipelines.demo.devices vehicle-camera | telemetry | switch --seconds 30
 """
 
@@ -22,6 +23,7 @@ LINE_CAMERA_HZ = 6.0
 VEHICLE_CAMERA_HZ = 2.0
 TELEMETRY_HZ = 20.0
 SWITCH_HZ = 10.0
+MICROSCOPE_HZ = 1.0
 
 Emit = Callable[[int], int]
 
@@ -57,6 +59,23 @@ def emit_camera(folder: Path, seed: int) -> Emit:
             _drop(masks / f"{name}.png", drawn.png(frame.mask))
         _drop(folder / f"{name}.json", json.dumps({"label": frame.label, "frame": index}).encode())
         _drop(folder / f"{name}.jpg", drawn.jpeg(frame.pixels))
+        return 1
+
+    return emit
+
+
+def emit_microscope(folder: Path, seed: int) -> Emit:
+    """A microscope: one slide of 201 megapixels, `slide-000000.tif`, appears whole. One shift scans no more."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def emit(index: int) -> int:
+        if index:
+            return 0
+        from pipelines.demo.slides import write_slide  # noqa: PLC0415  # codecs that no other device needs
+
+        unfinished = folder / ".slide.part"
+        write_slide(unfinished, seed)
+        unfinished.rename(folder / f"slide-{index:06d}.tif")
         return 1
 
     return emit
@@ -122,12 +141,12 @@ def _now_us() -> int:
 
 def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pipelines.demo.devices", description=__doc__)
-    parser.add_argument("device", choices=("camera", "vehicle-camera", "telemetry", "switch"))
+    parser.add_argument("device", choices=("camera", "microscope", "vehicle-camera", "telemetry", "switch"))
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--until", type=Path, help="end when this file exists")
     parser.add_argument("--tally", type=Path, help="write the number of samples here at the end")
-    parser.add_argument("--folder", type=Path, help="camera: where the pictures go")
+    parser.add_argument("--folder", type=Path, help="camera and microscope: where the pictures go")
     return parser.parse_args(arguments)
 
 
@@ -135,11 +154,13 @@ def main(arguments: list[str]) -> int:
     """Be one device until told to end. Returns 0; 2 for wrong arguments."""
     given = _arguments(arguments)
     run = Run(given.seed, given.seconds, given.until, given.tally)
-    if given.device == "camera":
+    if given.device in ("camera", "microscope"):
         if given.folder is None:
-            sys.stderr.write("camera: give --folder\n")
+            sys.stderr.write(f"{given.device}: give --folder\n")
             return 2
-        emit, rate_hz = emit_camera(given.folder, run.seed), LINE_CAMERA_HZ
+        is_camera = given.device == "camera"
+        emit = (emit_camera if is_camera else emit_microscope)(given.folder, run.seed)
+        rate_hz = LINE_CAMERA_HZ if is_camera else MICROSCOPE_HZ
     elif given.device == "vehicle-camera":
         emit, rate_hz = emit_vehicle_camera(run.seed), VEHICLE_CAMERA_HZ
     elif given.device == "telemetry":

@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from pipelines.demo.site import MODEL, DemoSite
 from pipelines.demo.view import DemoCommands
 from pipelines.errors import RefusedError
+from pipelines.open_lake import open_lake
 from pipelines.training.open import open_set
 
 HEIGHT = 96
@@ -200,6 +201,62 @@ def build_vehicle_sets(commands: DemoCommands, site: DemoSite) -> VehicleSets:
     scenes = _built(site, commands.run("catchment", "set", "build", str(spec), "--allow-missing", *core))
     windows = _built(site, commands.run("catchment", "set", "build", WINDOWS_NAME, *WINDOWS, *core))
     return VehicleSets(scenes, read_epoch(scenes), windows, read_epoch(windows))
+
+
+TISSUE = """\
+id: tissue
+description: Chips of the slide that hold tissue.
+sources: [{stream: slide_chips, where: "has('tissue')"}]
+columns: [x, y, tissue, focus, slide_mpp]
+split: {shares: {train: 1.0}, group: [source_sha256]}
+"""
+_PART_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class CutSlide:
+    """A slide with chips in the lake: its name and size, and how long after the file was complete its row and its chips came."""
+
+    name: str
+    megapixels: float
+    bytes: int
+    parts: int
+    chips: int
+    tagged: int
+    row_s: float
+    chips_s: float
+
+
+def cut_slide(site: DemoSite) -> CutSlide | None:
+    """The slide, once it has chips; None before."""
+    if not (site.lake / "streams/slide_chips/_delta_log").is_dir():
+        return None
+    lake = open_lake(site.lake)
+    tags = lake.rows("slide_chips", columns=["tags"]).column("tags").to_pylist()
+    if not tags:
+        return None  # the table is there a moment before its rows
+    row = lake.rows("slide").to_pylist()[0]
+    began_s = row["event_time"].timestamp()
+    row_s, chips_s = (lake.table(name).history(1)[0]["timestamp"] / 1_000 - began_s for name in ("slide", "slide_chips"))
+    return CutSlide(
+        name=f"{row['device']}/{row['epoch']}/{row['seq']}",
+        megapixels=row["width"] * row["height"] / 1e6,
+        bytes=row["payload_length"],
+        parts=-(-row["payload_length"] // _PART_BYTES),
+        chips=len(tags),
+        tagged=sum("tissue" in each for each in tags),
+        row_s=row_s,
+        chips_s=chips_s,
+    )
+
+
+def build_tissue_set(commands: DemoCommands, site: DemoSite) -> tuple[Path, int]:
+    """Build a set of the chips with tissue, and read an epoch of it: the set's folder, and the samples read."""
+    spec = site.folder / "tissue.yaml"
+    spec.write_text(TISSUE)
+    folder = _built(site, commands.run("catchment", "set", "build", str(spec), "--json", "-c", str(site.core_config)))
+    read = [sample.payload for sample in open_set(folder, "train").shuffled(EPOCH_SEED)]
+    return folder, sum(payload is not None and len(payload) > 0 for payload in read)
 
 
 def _built(site: DemoSite, output: str) -> Path:

@@ -16,9 +16,18 @@ import msgspec
 
 from catchment.runtime.clock import Clock, SystemClock
 from pipelines.config import load_core_config
-from pipelines.demo.learn import build_and_read, build_vehicle_sets, publish, torch_epoch, train_on
+from pipelines.demo.learn import build_and_read, build_tissue_set, build_vehicle_sets, cut_slide, publish, torch_epoch, train_on
 from pipelines.demo.processes import HOST, ProcessGroup, start_broker
-from pipelines.demo.site import MODEL, AgentPlan, DemoSite, Wiring, device_command, simulated_agents, write_site
+from pipelines.demo.site import (
+    MODEL,
+    AgentPlan,
+    DemoSite,
+    Wiring,
+    device_command,
+    simulated_agents,
+    write_site,
+    write_slide_contract,
+)
 from pipelines.demo.stage import DemoStage, Proxy, Watch, tallies
 from pipelines.demo.view import DemoCommands, DemoView, Snapshot
 from pipelines.director import director_folder, first_director
@@ -29,6 +38,7 @@ from schemas.reported import StreamBooks
 FIRST_ROWS_S = 60.0
 SETTLE_S = 120.0
 ROLLOUT_S = 90.0
+CHIPS_S = 120.0
 WANTED_PREDICTIONS = 10
 SETTLED_LOOKS = 3
 # A program's name -> the stream it feeds.
@@ -37,6 +47,7 @@ _FEEDS = {
     "vehicle-camera": "camera_frame",
     "telemetry": "vehicle_telemetry",
     "switch": "network_flow",
+    "microscope": "slide",
 }
 
 
@@ -153,13 +164,18 @@ def run_demo(options: DemoOptions, view: DemoView, clock: Clock | None = None) -
     site = DemoSite(options.folder)
     site.folder.mkdir(parents=True, exist_ok=True)
     agents = simulated_agents(site, options.seed)
+    write_slide_contract(site)
     with ExitStack() as stack:
         stage = open_stage(stack, site, agents, view, clock)
         line = agents[0].sources[0].options["path"]
         command = [*device_command(site, "camera", "line-camera", options.seed), "--folder", str(line)]
         stage.start_device("line-camera", command)
+        scans = agents[-1].sources[0].options["path"]
+        command = [*device_command(site, "microscope", "microscope", options.seed), "--folder", str(scans)]
+        stage.start_device("microscope", command)
         _capture(stage, options.seconds)
         sets, accuracy = _learn(stage)
+        sets = (*sets, _slide_set(stage))
         predicted = _await_predictions(stage)
         wind_down(stage, agents)
         return account(stage, agents, sets, accuracy, predicted)
@@ -245,6 +261,25 @@ def _vehicle_sets(stage: DemoStage) -> list[SetRead]:
         SetRead(built.scenes.parent.name, str(built.scenes), built.scene_samples),
         SetRead(built.windows.parent.name, str(built.windows), built.window_samples),
     ]
+
+
+def _slide_set(stage: DemoStage) -> SetRead:
+    """The microscope's slide: wait for its chips, show the times, build a set of those with tissue, and a page of all."""
+    stage.wait_for(lambda _: cut_slide(stage.site) is not None, "chips of the microscope's slide", CHIPS_S)
+    slide = cut_slide(stage.site)
+    assert slide is not None
+    stage.view.event(
+        f"the microscope's slide: {slide.megapixels:,.0f} megapixels, {slide.bytes / 1e6:.0f} MB in {slide.parts} parts;"
+        f" its row is in the lake after {slide.row_s:.1f} s, its {slide.chips:,} chips after {slide.chips_s:.1f} s;"
+        f" {slide.tagged:,} have tissue",
+        "bold green",
+    )
+    folder, samples = build_tissue_set(stage.commands, stage.site)
+    page = stage.site.folder / "slide.html"
+    stage.commands.run("catchment", "chips", "sheet", slide.name, str(page), "-c", str(stage.site.core_config))
+    stage.view.event(f"set {folder.parent.name}: {samples:,} chips with tissue; the slide on a page: {page}")
+    stage.snapshot()
+    return SetRead(folder.parent.name, str(folder), samples)
 
 
 def _rows(now: Snapshot, stream: str) -> int:

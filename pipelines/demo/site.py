@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
+import msgspec
+
+from pipelines.contracts.odcs import to_odcs
+from schemas.contract import ChipSpec, builtin_contract
+
 MODEL = "surface"
+MICROSCOPE = "microscope-2"
+MPP = 0.5
+CHIPS = ChipSpec("s512", 512, max_background=0.95)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +99,19 @@ def device_command(site: DemoSite, device: str, name: str, seed: int) -> list[st
 
 
 def simulated_agents(site: DemoSite, seed: int) -> tuple[AgentPlan, ...]:
-    """The three agents: a line camera's watched folder, a vehicle with two streams, a switch."""
+    """The four agents: a line camera's watched folder, a vehicle with two streams, a switch, a microscope's watched folder."""
     line = site.folder / "devices" / "line-3"
     line.mkdir(parents=True, exist_ok=True)
     (line / "masks").mkdir(exist_ok=True)
     watched: dict[str, object] = {
         "path": str(line), "pattern": ["*.jpg"], "done": "delete", "masks": str(line / "masks"), "settle_ms": 100,
         "columns": {"camera": "line-3"},
+    }  # fmt: skip
+
+    scans = site.folder / "devices" / "microscope-2"
+    scans.mkdir(parents=True, exist_ok=True)
+    scanned: dict[str, object] = {
+        "path": str(scans), "pattern": ["*.tif"], "done": "delete", "settle_ms": 200, "columns": {"mpp": MPP},
     }  # fmt: skip
 
     def program(device: str, name: str) -> dict[str, object]:
@@ -113,6 +127,7 @@ def simulated_agents(site: DemoSite, seed: int) -> tuple[AgentPlan, ...]:
             ),
         ),
         AgentPlan("switch-1", (SourceTable("exec", "network_flow", program("switch", "switch"), compress=True),)),
+        AgentPlan(MICROSCOPE, (SourceTable("directory", "slide", scanned),)),
     )
 
 
@@ -124,6 +139,13 @@ class Wiring:
     agent_port: int
     model_table: Mapping[str, object] = field(default_factory=dict)
     director_keys: tuple[str, ...] = ()
+
+
+def write_slide_contract(site: DemoSite) -> None:
+    """Write a contract by which slides are cut into chips of 512 px; glass gets rows without pictures."""
+    contract = msgspec.structs.replace(builtin_contract("slide"), version="1.2.0", chips=(CHIPS,))
+    site.contracts.mkdir(parents=True, exist_ok=True)
+    (site.contracts / "slide.odcs.yaml").write_text(to_odcs(contract), encoding="utf-8")
 
 
 def write_site(site: DemoSite, agents: Sequence[AgentPlan], wiring: Wiring) -> None:

@@ -1,4 +1,4 @@
-"""Cut a band of chips out of decoded tiles: arrays, how much of each chip is background, and encoded pictures."""
+"""Cut a band of chips out of decoded tiles: arrays, how much of each chip holds something, and encoded pictures."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,8 +16,6 @@ from pipelines.imaging.reader import ImageLevel
 from pipelines.imaging.tiling import Band, Grid, TileWindow, last_chip, last_column
 from schemas.contract import ChipSpec
 
-NEAR_WHITE = 235
-NEAR_BLACK = 20
 EXACT, REENCODED, PASSED = "exact", "re-encoded", "passed"
 _MAX_THREADS = 4
 _TRIM_PART = 2
@@ -31,7 +29,6 @@ class Chips:
     Attributes:
         first_index: number of the first.
         pixels: (n, size, size, channels).
-        background: share of each that is near white or near black.
         valid: share of each that holds something: neither nodata, nor masked, nor wholly transparent.
         masks: which pixels of each the file's mask lets through, as PNG; None where it has no mask.
         encoded: each as a picture.
@@ -41,7 +38,6 @@ class Chips:
 
     first_index: int
     pixels: Samples
-    background: Floats
     valid: Floats
     masks: tuple[bytes | None, ...]
     encoded: tuple[bytes, ...]
@@ -53,7 +49,6 @@ class Chips:
 class _Cut:
     """What is made of one chip besides its pixels."""
 
-    background: float
     valid: float
     mask: bytes | None
     encoded: bytes
@@ -213,7 +208,7 @@ class Cutter:
         valid = valid_pixels(inside, self.facts, None if mask is None else mask[: window.height, : window.width])
         share = 1.0 if valid is None else float(np.count_nonzero(valid) / valid.size)
         picture = self._picture(chip, index, tiles.plane)
-        made = _Cut(background_share(inside), share, None if mask is None else mask_png(mask), *picture)
+        made = _Cut(share, None if mask is None else mask_png(mask), *picture)
         if is_blank:
             self._blank[key] = made
         return made
@@ -233,14 +228,13 @@ class Cutter:
 
 
 def _gathered(first: int, pixels: Samples, made: Sequence[_Cut]) -> Chips:
-    background = np.array([one.background for one in made], np.float32)
     valid = np.array([one.valid for one in made], np.float32)
     pictures = (
         tuple(one.encoded for one in made),
         tuple(one.media_type for one in made),
         tuple(one.method for one in made),
     )
-    return Chips(first, pixels, background, valid, tuple(one.mask for one in made), *pictures)
+    return Chips(first, pixels, valid, tuple(one.mask for one in made), *pictures)
 
 
 def valid_pixels(pixels: Samples, facts: ImageFacts, mask: Samples | None) -> npt.NDArray[np.bool_] | None:
@@ -253,19 +247,3 @@ def valid_pixels(pixels: Samples, facts: ImageFacts, mask: Samples | None) -> np
         return np.asarray(~np.isnan(pixels).all(axis=2)) if np.issubdtype(pixels.dtype, np.floating) else None
     is_nothing = np.isnan(pixels) if np.isnan(facts.nodata) else pixels == np.asarray(facts.nodata).astype(pixels.dtype)
     return np.asarray(~is_nothing.all(axis=2))
-
-
-def background_share(pixels: Samples) -> float:
-    """The share of pixels whose channels are all near white, or all near black; every second pixel each way is looked at.
-
-    Only samples of 8 bits have a white and a black that all programs agree on; of others it is NaN.
-    """
-    if pixels.dtype != np.uint8:
-        return float("nan")
-    looked_at = pixels[::2, ::2]
-    white, black = looked_at >= NEAR_WHITE, looked_at <= NEAR_BLACK
-    all_white, all_black = white[..., 0], black[..., 0]
-    for channel in range(1, pixels.shape[2]):  # a reduction over so short an axis takes five times as long
-        all_white, all_black = all_white & white[..., channel], all_black & black[..., channel]
-    plain = int(np.count_nonzero(all_white | all_black))
-    return plain / all_white.size

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
@@ -20,6 +21,7 @@ from pipelines.contracts.arrow import arrow_type
 from pipelines.errors import CorruptLakeError
 from pipelines.imaging.cutting import Chips
 from pipelines.imaging.facts import ImageFacts
+from pipelines.imaging.scores import BandScores
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import CHIPS, cut_folder, cut_prefix
 from pipelines.lake.payload import PayloadShard, write_payload_shard
@@ -177,19 +179,33 @@ def write_pixels(lake: Lake, place: ChipPlace, band: int, chips: Chips) -> None:
             sync_folder(folder)
 
 
-def write_pictures(lake: Lake, place: ChipPlace, slide: SlideRef, band: int, chips: Chips) -> PayloadShard:
-    """Write a band's encoded chips as a payload shard."""
-    count = len(chips.encoded)
+@dataclass(frozen=True, slots=True)
+class BandPictures:
+    """The pictures of a band: which chips have one, their shard (None: none has), and the scores of all chips."""
+
+    kept: npt.NDArray[np.bool_]
+    shard: PayloadShard | None
+    scores: BandScores
+
+
+def write_pictures(lake: Lake, place: ChipPlace, slide: SlideRef, band: int, chips: Chips, scores: BandScores) -> BandPictures:
+    """Write a band's encoded chips as a payload shard, without those that the spec leaves without a picture."""
+    limit = slide.spec.max_background
+    kept = np.ones(len(chips.encoded), np.bool_) if limit is None else ~(scores.background > limit)
+    if not kept.any():
+        return BandPictures(kept, None, scores)
+    encoded = [body for body, one in zip(chips.encoded, kept, strict=True) if one]
+    count = len(encoded)
     key = slide.key
     rows = pa.table({
         "device": pa.array([key.device] * count, pa.string()),
         "epoch": pa.array([key.epoch] * count, pa.int64()),
         "seq": pa.array([key.seq] * count, pa.int64()),
-        "chip_index": pa.array(range(chips.first_index, chips.first_index + count), pa.int64()),
-        "payload_sha256": pa.array([hashlib.sha256(body).hexdigest() for body in chips.encoded], pa.string()),
-        "payload": pa.array(chips.encoded, pa.binary()),
+        "chip_index": pa.array(np.flatnonzero(kept) + chips.first_index, pa.int64()),
+        "payload_sha256": pa.array([hashlib.sha256(body).hexdigest() for body in encoded], pa.string()),
+        "payload": pa.array(encoded, pa.binary()),
     })  # fmt: skip
-    return write_payload_shard(lake.root / place.pictures(band), rows)
+    return BandPictures(kept, write_payload_shard(lake.root / place.pictures(band), rows), scores)
 
 
 def discard(lake: Lake, place: ChipPlace) -> None:

@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 from catchment.runtime.atomic_files import atomic_file, make_folder, write_atomic
 from pipelines.errors import UnreadableImageError
 from pipelines.imaging.cutting import Chips, Cutter
+from pipelines.imaging.facts import Colours
 from pipelines.imaging.reader import ImageLevel, open_level
 from pipelines.imaging.rows import chip_rows
+from pipelines.imaging.scores import COUNTS, band_scores, counts_of, with_tissue
 from pipelines.imaging.store import (
     ChipFile,
     ChipPlace,
@@ -95,7 +97,7 @@ def cut_slide(task: SlideTask, note: Callable[[str], None] = lambda _: None) -> 
     except UnreadableImageError as error:
         discard(task.lake, task.place)
         return ChipFile(key, spec, "", 0, 0, str(error))
-    done = _write_rows(task, len(planned))
+    done = _write_rows(task, len(planned), has_colours=cutter.facts.colours is Colours.RGB)
     return replace(done, tiles_decoded=cutter.tiles_decoded)
 
 
@@ -104,7 +106,7 @@ def _cut_bands(task: SlideTask, cutter: Cutter, planned: Sequence[Band], note: C
     with ThreadPoolExecutor(1) as writer:
         writing: Future[None] | None = None
         for band in planned:
-            if not (task.lake.root / task.place.band_rows(band.index)).exists():
+            if not _is_cut(task, band.index):
                 chips = cutter.cut(band)
                 if writing is not None:
                     writing.result()
@@ -169,24 +171,27 @@ def grid_of(spec: ChipSpec, width: int, height: int) -> Grid:
 def _write_band(task: SlideTask, cutter: Cutter, band: Band, chips: Chips) -> None:
     if task.slide.spec.is_array_kept:
         write_pixels(task.lake, task.place, band.index, chips)
-    shard = write_pictures(task.lake, task.place, task.slide, band.index, chips)
+    windows = [cutter.grid.window(index % cutter.grid.count) for index in range(band.first, band.end)]
+    scores = band_scores(chips.pixels, windows, cutter.facts.colours)
+    pictures = write_pictures(task.lake, task.place, task.slide, band.index, chips, scores)
     path = task.lake.root / task.place.band_rows(band.index)
     if not path.parent.is_dir():
         make_folder(path.parent)
     with atomic_file(path, mode=0o644) as file:
-        pq.write_table(chip_rows(task.slide, task.place, cutter, band, chips, shard), file, compression="zstd")
+        pq.write_table(chip_rows(task.slide, task.place, cutter, band, chips, pictures), file, compression="zstd")
 
 
-def _write_rows(task: SlideTask, count: int) -> ChipFile:
+def _write_rows(task: SlideTask, count: int, *, has_colours: bool) -> ChipFile:
     """Put the rows of all bands into one file, a row group for each band, so that few are in memory at once."""
     path = task.lake.root / task.place.rows
     if not path.parent.is_dir():
         make_folder(path.parent)
     rows = 0
+    total = sum(counts_of(_band_rows(task, index, [COUNTS]).column(COUNTS)).sum(axis=0) for index in range(count))
     with atomic_file(path, mode=0o644) as file:
         with pq.ParquetWriter(file, chip_schema(), compression="zstd") as writer:
             for table in _gathered(task, count):
-                writer.write_table(table)
+                writer.write_table(with_tissue(table, total, has_colours=has_colours))
                 rows += len(table)
         size = file.tell()
     return ChipFile(task.slide.key, task.slide.spec.name, task.place.rows, rows, size)
@@ -196,12 +201,22 @@ def _gathered(task: SlideTask, count: int, rows_at_once: int = 65_536) -> Iterat
     """The rows of all bands in their order, some bands at a time."""
     waiting: list[pa.Table] = []
     for index in range(count):
-        waiting.append(pq.read_table(task.lake.root / task.place.band_rows(index), schema=chip_schema(), partitioning=None))
+        waiting.append(_band_rows(task, index))
         if sum(map(len, waiting)) >= rows_at_once:
             yield pa.concat_tables(waiting)
             waiting = []
     if waiting:
         yield pa.concat_tables(waiting)
+
+
+def _is_cut(task: SlideTask, band: int) -> bool:
+    """Whether a band is durable; one that an earlier release has left lacks the counts, and is cut again."""
+    path = task.lake.root / task.place.band_rows(band)
+    return path.exists() and COUNTS in pq.read_schema(path).names
+
+
+def _band_rows(task: SlideTask, index: int, columns: list[str] | None = None) -> pa.Table:
+    return pq.read_table(task.lake.root / task.place.band_rows(index), columns=columns, partitioning=None)
 
 
 def _opened(task: SlideTask) -> AbstractContextManager[ImageLevel]:

@@ -35,7 +35,8 @@ _STYLE = """body{font:14px system-ui,sans-serif;margin:2rem;background:#fff;colo
 main{display:grid;grid-template-columns:repeat(auto-fill,minmax(240px,1fr));gap:1rem}
 figure{margin:0;border:1px solid #ccc;border-radius:6px;padding:.5rem}img{max-width:100%;display:block;margin-bottom:.5rem}
 b{background:#e8eefc;border-radius:4px;padding:0 .4em;margin-right:.3em}dl{display:grid;grid-template-columns:auto 1fr;gap:0 .6em;
-margin:.4rem 0 0;font-size:12px}dt{color:#666}dd{margin:0;overflow-wrap:anywhere}"""
+margin:.4rem 0 0;font-size:12px}dt{color:#666}dd{margin:0;overflow-wrap:anywhere}
+section{display:flex;flex-wrap:wrap;gap:1rem;margin-bottom:1rem}"""
 
 
 class Thumbnails:
@@ -78,11 +79,12 @@ class Thumbnails:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A title and the examples; pictures are read from `root`."""
+    """A title and the examples, whose pictures are read from the lake; `above` is HTML of our own to stand before them."""
 
     lake: Lake
     title: str
     examples: Sequence[ExampleRow]
+    above: str = ""
 
     def write(self, path: Path) -> int:
         """Write the page; its suffix says which form. The number of pictures on it.
@@ -124,7 +126,7 @@ class Sheet:
             figures.append(f"<figure>{image}{tags}<dl>{facts}</dl></figure>")
         title = html_text(self.title)
         page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
-        return f"{page}<h1>{title}</h1><main>{''.join(figures)}</main></html>\n".encode()
+        return f"{page}<h1>{title}</h1>{self.above}<main>{''.join(figures)}</main></html>\n".encode()
 
     def _png(self, pictures: Sequence[bytes | None]) -> bytes:
         shown = [picture for picture in pictures if picture is not None]

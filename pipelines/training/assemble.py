@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pipelines.errors import ExpressionError, RefusedError
 from pipelines.expressions.expression import compile_value
 from pipelines.labels.agreement import agreement_of
+from pipelines.labels.chip_labels import WINDOW, ChipRule, labels_on_chips
 from pipelines.labels.resolve import resolved_classes
 from pipelines.labels.table import read_labels, task_table
 from pipelines.lake.lake import Lake
@@ -35,6 +36,7 @@ from pipelines.training.spec import (
     SetSpec,
     parse_duration_s,
 )
+from schemas.chip_contract import CHIPS_SUFFIX
 
 Int64s = npt.NDArray[np.int64]
 GROUP_COLUMN = "split_group"
@@ -208,7 +210,7 @@ def _derive(made: Assembly, derived: DerivedSpec) -> None:
 
 def _classes(made: Assembly, label: LabelSpec, labels: pa.Table | None) -> None:
     """The class column: mapped, merged, and what has none or another one treated as the spec says."""
-    values = _class_texts(made.rows, label.column) if labels is None else _labelled(made, labels)
+    values = _class_texts(made.rows, label.column) if labels is None else _given(made, label, labels)
     mapped = _mapped(values, label)
     unlisted = pc.and_(pc.is_valid(values), pc.is_null(mapped))
     if label.other == "refuse" and label.classes:
@@ -226,7 +228,10 @@ def _classes(made: Assembly, label: LabelSpec, labels: pa.Table | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedLabels:
-    """What people said of each sample in a task: `rows` one for each sample, `given` every label; and the table's version."""
+    """What people said of each sample in a task: `rows` one for each sample, `given` every label; and the table's version.
+
+    Where the shapes of slides are carried to chips, `rows` are the labels themselves.
+    """
 
     rows: pa.Table
     given: pa.Table
@@ -241,17 +246,45 @@ def resolve_labels(lake: Lake, label: LabelSpec) -> ResolvedLabels:
         CorruptLakeError: its table cannot be read.
     """
     labels, version = read_labels(lake, label.task, label.version)
-    resolved = resolved_classes(labels, label.resolve)
+    resolved = labels if label.chip else resolved_classes(labels, label.resolve)
     return ResolvedLabels(resolved, labels, Source(task_table(label.task), version, len(resolved)))
 
 
+def _given(made: Assembly, label: LabelSpec, labels: pa.Table) -> pa.ChunkedArray:
+    """The class of each row that a task gives, for chips by the shapes on their slides; these become a column, if wished."""
+    if not label.chip:
+        return _labelled(made, labels)
+    needed = [name for name in (*WINDOW, "level") if name not in made.rows.schema.names]
+    if needed:
+        raise RefusedError(f"label: chip: these rows are no chips of slides: they have no column {', '.join(needed)}")
+    found = labels_on_chips(made.rows, labels, ChipRule(label.chip, label.fraction))
+    if label.shapes:
+        made.add(label.shapes, found.shapes)
+    return pa.chunked_array([found.classes])
+
+
 def _labelled(made: Assembly, labels: pa.Table) -> pa.ChunkedArray:
-    """What people said of each row, resolved by the spec's rule; null where nobody, or no majority, said anything."""
+    """What people said of each row, resolved by the spec's rule; null where nobody, or no majority, said anything.
+
+    Chips have the class of their slide.
+    """
     key = list(KEY)
-    frame = pl.DataFrame(pl.from_arrow(made.rows.select(key)))
+    frame = _labelled_keys(made.rows)
     joined = frame.join(pl.DataFrame(pl.from_arrow(labels)), on=key, how="left", maintain_order="left")
     made.torn += int((joined["agreement"] < 1).sum())
     return pa.chunked_array([joined["value"].to_arrow().cast(pa.string())])
+
+
+def _labelled_keys(rows: pa.Table) -> pl.DataFrame:
+    """The keys by which labels name these rows: of a chip that of its slide."""
+    frame = pl.DataFrame(pl.from_arrow(rows.select(list(KEY))))
+    if not {"spec", "chip_index"} <= set(rows.schema.names):
+        return frame
+    # In a set of several streams a row that is no chip has no spec.
+    is_chip = pl.Series(pl.from_arrow(rows.column("chip_index"))).is_not_null()
+    return frame.with_columns(
+        pl.when(is_chip).then(pl.col("stream").str.strip_suffix(CHIPS_SUFFIX)).otherwise("stream").alias("stream")
+    )
 
 
 def label_notes(labels: ResolvedLabels, label: LabelSpec, keys: Iterable[pa.Table]) -> tuple[str, ...]:
@@ -264,10 +297,14 @@ def label_notes(labels: ResolvedLabels, label: LabelSpec, keys: Iterable[pa.Tabl
     """
     key = list(KEY)
     given = pl.DataFrame(pl.from_arrow(labels.given)).with_row_index("__row")
-    chosen = [given.join(pl.DataFrame(pl.from_arrow(part.select(key))), on=key, how="semi")["__row"] for part in keys]
+    chosen = [given.join(_labelled_keys(part), on=key, how="semi")["__row"] for part in keys]
     rows = pl.concat(chosen).unique().sort() if chosen else pl.Series("__row", [], pl.UInt32)
     if rows.is_empty():
         return ()
+    if label.chip:
+        rule = f"{label.chip} {label.fraction:g}" if label.chip == "fraction" else label.chip
+        task, version = label.task, labels.source.delta_version
+        return (f"classes of chips are by the rule {rule} of the shapes of task {task} at version {version}",)
     found = agreement_of(labels.given.take(rows.to_arrow()), label.resolve)
     authors = ", ".join(f"{author.author or '(unknown)'} {author.samples:,}" for author in found.authors[:_MAX_AUTHORS])
     more = f" and {len(found.authors) - _MAX_AUTHORS:,} others" if len(found.authors) > _MAX_AUTHORS else ""

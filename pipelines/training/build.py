@@ -170,7 +170,7 @@ def wish_of_spec(spec: SetSpec) -> Wish:
     Raises:
         RefusedError: a duration or the split does not fit.
     """
-    label = (spec.label.name,) if spec.label is not None else ()
+    label = (spec.label.name, *filter(None, [spec.label.shapes])) if spec.label is not None else ()
     added = (*label, *(name for join in spec.joins for name in join.gives), *(each.name for each in spec.derive))
     rule = SplitRule(
         (*spec.split.group, *((GROUP_COLUMN,) if spec.split.expression else ())),

@@ -151,10 +151,20 @@ class LabelSpec(_Part, frozen=True):
         "refuse"
     )
     unlabelled: Annotated[Literal["drop", "keep"], Meta(description="What becomes of samples without a class.")] = "drop"
+    chip: Annotated[
+        Literal["", "any", "majority", "centre", "fraction"],
+        Meta(description="Of chips: how the shapes on a slide give each chip a class; empty: each has the class of its slide."),
+    ] = ""
+    fraction: Annotated[float, Meta(gt=0, le=1, description="With chip: fraction, the share that a class must cover.")] = 0.5
+    shapes: Annotated[str, Meta(pattern=r"^([A-Za-z_][A-Za-z0-9_]{0,62})?$", description="Column for a chip's shapes.")] = ""
 
     def __post_init__(self) -> None:
         if bool(self.column) == bool(self.task):
             raise SpecValueError("a label needs either a column or a task")
+        if self.column and (self.chip or self.shapes):
+            raise SpecValueError("shapes are carried to chips from a task, not from a column")
+        if self.shapes and not self.chip:
+            raise SpecValueError("shapes need a rule for the class of a chip (chip: any | majority | centre | fraction)")
         if self.column and self.version is not None:
             raise SpecValueError("the version of a label is that of its task; a column has that of its stream")
 

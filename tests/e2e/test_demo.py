@@ -64,12 +64,17 @@ def test_the_demo_ends_well_with_balanced_books_and_predictions_in_the_lake(tmp_
     assert outcome["faults"] == []
     assert outcome["predicted_rows"] >= 10
     assert outcome["test_accuracy"] > 0.8
-    assert [one["name"] for one in outcome["sets"]] == ["motion", "surface", "scenes", "drive-windows"]
+    assert [one["name"] for one in outcome["sets"]] == ["motion", "surface", "scenes", "drive-windows", "tissue"]
     assert all(one["samples"] > 0 for one in outcome["sets"])
-    scenes, windows = (Path(one["folder"]) for one in outcome["sets"][2:])
+    scenes, windows = (Path(one["folder"]) for one in outcome["sets"][2:4])
     assert "its card:" in log_text
     assert "came from <b>vehicle_telemetry</b>" in (scenes / "card.html").read_text()
     assert open_set(windows, "train").array_batch(np.array([0]))["windows"].shape == (1, 40, 4)
+    assert "201 megapixels" in log_text
+    chips = open_set(Path(outcome["sets"][4]["folder"]), "train")
+    assert len(chips) > 100
+    assert {sample["slide_mpp"] for sample in chips} == {0.5}
+    assert "<h1>microscope-2/" in (out / "slide.html").read_text()
     assert ("PyTorch is not installed" in log_text) == (importlib.util.find_spec("torch") is None)
     wait_until_gone(out)
 

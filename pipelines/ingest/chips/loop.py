@@ -9,16 +9,18 @@ from types import TracebackType
 from typing import Self, TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import structlog
+from deltalake.exceptions import CommitFailedError, DeltaError
 
 from catchment.runtime.clock import Clock, doubled_s
 from pipelines.config import CoreConfig
 from pipelines.contracts.registry import ContractSet
-from pipelines.errors import ConfigError, CorruptLakeError, PipelineError, RetryLaterError
+from pipelines.errors import ConfigError, ConflictError, CorruptLakeError, PipelineError, RetryLaterError
 from pipelines.imaging.graph import cut_on, slide_tasks
 from pipelines.imaging.pool import CutLimits, CutterPool
-from pipelines.imaging.store import ChipFile, chip_schema, chip_table
+from pipelines.imaging.store import ChipFile, SlideRef, chip_schema, chip_table
 from pipelines.ingest.chips.requests import (
     APP,
     CutPlan,
@@ -44,7 +46,7 @@ from pipelines.lake.files import NewFile, cut_paths, merged_stats, table_stats, 
 from pipelines.lake.lake import Lake, lake_of
 from pipelines.lake.layout import QUARANTINE, STREAMS, cut_folder, cut_plan_path, cut_prefix, stream_table
 from pipelines.lake.reference import referred_path, sample_label
-from pipelines.lake.table import open_table
+from pipelines.lake.table import HOOKS, dataset_of, open_table, sync_log
 from pipelines.runners.engine import Engine, RunnerKind
 
 log = structlog.get_logger(__name__)
@@ -84,12 +86,46 @@ def commit_tables(lake: Lake, plan: CutPlan, cut: Sequence[ChipFile]) -> None:
     upload_cut(lake, plan.cut)
     for table in sorted(by_table):
         commit_once(lake, table, by_table[table], chip_schema(), plan.cut, app=APP)
+        drop_replaced(lake, table, [slide for slide, file in zip(plan.slides, cut, strict=True) if file.path.startswith(table)])
     refused = [
         *plan.refused,
         *(RefusedSlide(slide, file.rejection) for slide, file in zip(plan.slides, cut, strict=True) if file.rejection),
     ]
     if refused:
         commit_once(lake, QUARANTINE, [_refused(lake, plan, refused)], QUARANTINE_SCHEMA, plan.cut, PRIVATE, app=APP)
+
+
+def drop_replaced(lake: Lake, name: str, slides: Sequence[SlideRef]) -> None:
+    """Take the chips out of a table that specs of another content gave these slides, now that the new ones are in it.
+
+    Done again it finds nothing. Until it is done, a reader sees both; `spec_digest` tells them apart.
+
+    Raises:
+        ConflictError: another committer is at work.
+        RetryLaterError: the storage is unavailable.
+    """
+    table = open_table(lake, name)
+    if table is None or not slides:
+        return
+    of_slides = " OR ".join(
+        f"(device = '{key.device}' AND epoch = {key.epoch} AND seq = {key.seq} AND spec = '{slide.spec.name}' "
+        f"AND spec_digest <> '{slide.spec.digest}')"
+        for slide in slides
+        for key in (slide.key,)
+    )
+    now = {slide.spec.name: slide.spec.digest for slide in slides}
+    seqs = pc.field("seq").isin(sorted({slide.key.seq for slide in slides})) & (pc.field("chip_index") == 0)
+    found = dataset_of(table).to_table(columns=["spec", "spec_digest"], filter=seqs & pc.field("spec_digest").is_valid())
+    if all(row["spec_digest"] == now.get(row["spec"], row["spec_digest"]) for row in found.to_pylist()):
+        return
+    try:
+        gone = table.delete(of_slides, post_commithook_properties=HOOKS)
+    except CommitFailedError as error:
+        raise ConflictError(f"{name}: somebody committed while chips of an earlier spec were dropped; look again") from error
+    except (DeltaError, OSError) as error:
+        raise RetryLaterError(f"{name}: chips of an earlier spec could not be dropped: {error}; is the storage there?") from error
+    sync_log(lake, name)
+    log.info("chips_replaced", table=name, rows=gone.get("num_deleted_rows"))
 
 
 def clear_cut(lake: Lake, last: LastCut) -> None:

@@ -227,7 +227,7 @@ def wanted_slides(lake: Lake, request: CutRequest, after: SlideKey | None, contr
     if not specs:
         return []
     rows = _rows(lake, request, after)
-    done = cut_already(lake, request.stream, [SlideKey(row["device"], row["epoch"], row["seq"]) for row in rows])
+    done = cut_already(lake, request.stream, [SlideKey(row["device"], row["epoch"], row["seq"]) for row in rows], specs)
     return [
         _slide(row, request.stream, spec)
         for row in rows
@@ -266,14 +266,24 @@ def _rows(lake: Lake, request: CutRequest, after: SlideKey | None) -> list[dict[
     return wanted[:MAX_LOOKED_UP]
 
 
-def cut_already(lake: Lake, stream: str, keys: Sequence[SlideKey]) -> set[tuple[str, int, int, str]]:
-    """The slides among these, or with the same seq, that have chips, each with the spec; every one has a first chip."""
+def cut_already(
+    lake: Lake, stream: str, keys: Sequence[SlideKey], specs: Iterable[ChipSpec] = ()
+) -> set[tuple[str, int, int, str]]:
+    """The slides among these, or with the same seq, that have chips, each with the spec; every one has a first chip.
+
+    Chips that were cut when one of `specs` said something else do not count. Those of earlier releases, which do not tell, do.
+    """
     table = open_table(lake, stream_table(chip_table(stream))) if keys else None
     if table is None:
         return set()
     is_first = (pc.field("chip_index") == 0) & pc.field("seq").isin(sorted({key.seq for key in keys}))
-    found = dataset_of(table).to_table(columns=["device", "epoch", "seq", "spec"], filter=is_first)
-    return {(row["device"], row["epoch"], row["seq"], row["spec"]) for row in found.to_pylist()}
+    dataset, now = dataset_of(table), {spec.name: spec.digest for spec in specs}
+    names = [name for name in ("device", "epoch", "seq", "spec", "spec_digest") if name in dataset.schema.names]
+    return {
+        (row["device"], row["epoch"], row["seq"], row["spec"])
+        for row in dataset.to_table(columns=names, filter=is_first).to_pylist()
+        if row.get("spec_digest") in (None, now.get(row["spec"], row.get("spec_digest")))
+    }
 
 
 def _slide(row: dict[str, Any], stream: str, spec: ChipSpec) -> SlideRef:

@@ -9,7 +9,7 @@ import msgspec
 
 from catchment.runtime.atomic_files import write_atomic
 from pipelines.errors import RefusedError
-from pipelines.geometry import corners_of_rotated, rotated_of_corners
+from pipelines.geometry import corners_of_rotated, joined_rings, rotated_of_corners
 from pipelines.labels.drawn import NOTHING_TAG, Drawn, ForeignFile, LabelKind, LabelTask
 from pipelines.labels.formats.reading import files_of, read_json, shapes_of
 
@@ -130,9 +130,7 @@ def _shapes(geometry: _Geometry | None, losses: Counter[str]) -> Iterator[_Shape
         parts = [geometry.coordinates] if geometry.type == "Polygon" else geometry.coordinates
         losses.update(["shapes of several parts: each part becomes a polygon"] if len(parts) > 1 else [])
         for rings in parts:
-            losses.update(["holes of polygons, which are filled"] if len(rings) > 1 else [])
-            points = rings[0][:-1] if len(rings[0]) > 1 and rings[0][0] == rings[0][-1] else rings[0]
-            yield LabelKind.POLYGON, _flat(points)
+            yield LabelKind.POLYGON, joined_rings(rings)
     elif geometry.type == "Point":
         yield LabelKind.POINTS, _flat([geometry.coordinates])
     elif geometry.type in _SIMPLE:

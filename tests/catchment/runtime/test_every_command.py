@@ -96,6 +96,8 @@ QUIET = {
         "set schema": "prints our own JSON Schema",
         "bench au": "prints our own names of workloads and figures",
         "chips cut": "prints names that were typed or are checked, and counts",
+        "chips zarr": "prints the path and names that were typed, and a count",
+        "chips sheet": "prints the path and names that were typed, and a count; the page is tried alone",
         "label export": "prints the path that was typed, counts and our own words for losses",
         "label queue": "prints the path that was typed, counts and our own words for losses",
         "set card": "prints the path that was typed and a name, which is checked; the page is tried alone",

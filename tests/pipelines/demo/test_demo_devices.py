@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tifffile
 from PIL import Image
 
 from pipelines.demo.devices import main
@@ -21,6 +22,20 @@ def test_the_line_camera_drops_whole_pictures_with_label_and_mask(tmp_path: Path
         assert (tmp_path / "line" / "masks" / f"{path.stem}.png").exists() == (label == "defect")
         Image.open(path).load()
     assert not list((tmp_path / "line").rglob(".*"))
+
+
+def test_the_microscope_drops_one_slide_with_a_smaller_level_and_its_scale(tmp_path: Path) -> None:
+    tally = tmp_path / "tally"
+    main(["microscope", "--folder", str(tmp_path / "scans"), "--seconds", "0.5", "--tally", str(tally)])
+    (path,) = (tmp_path / "scans").iterdir()
+    assert (path.name, tally.read_text()) == ("slide-000000.tif", "1\n")
+    with tifffile.TiffFile(path) as tiff:
+        assert [level.shape for level in tiff.series[0].levels] == [(12_288, 16_384, 3), (1_536, 2_048, 3)]
+        small = tiff.series[0].levels[1].asarray()
+        assert 'PhysicalSizeX="0.5"' in str(tiff.ome_metadata)
+    glass = (small > 225).all(axis=2).mean()
+    assert 0.3 < glass < 0.7, "tissue on glass"
+    assert path.stat().st_size < 40_000_000
 
 
 @pytest.mark.parametrize("device", ["vehicle-camera", "telemetry", "switch"])

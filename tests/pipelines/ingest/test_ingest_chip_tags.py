@@ -6,12 +6,19 @@ import shutil
 from pathlib import Path
 
 import msgspec
+import numpy as np
+import pyarrow as pa
 import pytest
+import pyvips
 
 from pipelines.config import CoreConfig
 from pipelines.contracts.odcs import to_odcs
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError
+from pipelines.labels.drawn import Drawn, ForeignFile, LabelKind
+from pipelines.labels.matching import LabelOrigin, match_labels
+from pipelines.labels.table import append_labels
+from pipelines.lake.lake import lake_at
 from pipelines.open_lake import open_lake
 from schemas.chip_contract import CHIP_COLUMNS, chip_contract
 from schemas.contract import ChipSpec, Column, ColumnType, PiiClass, builtin_contract
@@ -108,6 +115,62 @@ def test_a_new_threshold_is_a_retag_and_changes_the_set(site: Core, run_core: Ru
     assert shards == {path: path.stat().st_mtime_ns for path in (site.root / "chips").rglob("*.parquet")}
 
 
+@pytest.mark.slow
+def test_shapes_on_a_slide_give_its_chips_classes_and_boxes_in_a_set(site: Core, run_core: RunCore, tmp_path: Path) -> None:
+    config = ("-c", str(site.root.parent / "core.toml"))
+    (slide, _) = site.rows("streams/slide")
+    samples = pa.table({"stream": ["slide"], **{name: [slide[name]] for name in ("device", "epoch", "seq", "payload_sha256")}})
+    box = Drawn("", LabelKind.BOX, "tumour", (0, 64, 48, 32), sample=f"slide/scanner-1/7/{slide['seq']}")
+    labels = match_labels(ForeignFile("test", [box]), samples, LabelOrigin("tissue", "ann")).rows
+    append_labels(lake_at(site.root), "tissue", labels)
+    spec = tmp_path / "set.yaml"
+    spec.write_text(
+        "id: boxes\nsources: [{stream: slide_chips}]\nlabel: {task: tissue, chip: majority, shapes: boxes}\n"
+        "columns: [x, y]\nsplit: {shares: {train: 1.0}, group: [source_sha256]}\n"
+    )
+    assert run_core("set", "build", str(spec), *config).code == 0
+    chosen = open_lake(site.root).open_set("boxes")
+    found = {(sample["x"], sample["y"]): (sample["label"], sample["boxes"]) for sample in chosen}
+    assert len(found) == 16, "the other slide was never labelled, so its chips have no class"
+    assert {place for place, (label, _) in found.items() if label == "tumour"} == {(0, 64)}
+    (half,) = found[32, 64][1]
+    assert (half["x"], half["width"], half["covered"], found[32, 64][0]) == (0, 16, 0.5, "nothing")
+    assert any("by the rule majority of the shapes of task tissue at version" in note for note in chosen.manifest.notes)
+    done = run_core(
+        "set", "export", "boxes/1", str(tmp_path / "coco"), "--to", "coco", "--boxes", "boxes", "--recipient", "QA", *config
+    )
+    assert done.code == 0, done
+
+
+@pytest.mark.slow
+def test_a_page_of_a_slide_shows_it_put_together_with_a_heat_map_and_labels(
+    site: Core, run_core: RunCore, tmp_path: Path
+) -> None:
+    config = ("-c", str(site.root.parent / "core.toml"))
+    box = Drawn("", LabelKind.BOX, "tumour", (10, 70, 40, 40), sample="slide/scanner-1/7/0")
+    (slide, _) = site.rows("streams/slide")
+    samples = pa.table({"stream": ["slide"], **{name: [slide[name]] for name in ("device", "epoch", "seq", "payload_sha256")}})
+    append_labels(
+        lake_at(site.root), "tissue", match_labels(ForeignFile("test", [box]), samples, LabelOrigin("tissue", "ann")).rows
+    )
+    for suffix in ("html", "png"):
+        done = run_core("chips", "sheet", "scanner-1/7/0", str(tmp_path / f"a.{suffix}"), "--task", "tissue", *config)
+        assert done.code == 0, done
+        assert "16 chips of scanner-1/7/0 by s32" in done.out
+    page = pyvips.Image.new_from_file(str(tmp_path / "a.png")).numpy()
+    assert page.shape == (128, 128 + 16 + 128, 3)
+    assert np.array_equal(page[:64, :128], half_white(128, 0)[:64]), "glass, as it was"
+    below = page[64:, :128].astype(int)
+    outline = (below == (230, 0, 120)).all(axis=2)
+    assert outline[6, 10:50].all()
+    assert np.abs(below - half_white(128, 0)[64:])[~outline].mean() == 0, "PNG chips come back as they were"
+    assert (page[0, 200] == (68, 1, 84)).all(), "no tissue is dark"
+    body = (tmp_path / "a.html").read_text()
+    assert body.count("<figure>") == 2 + 16
+    assert run_core("chips", "sheet", "scanner-1/7/9", str(tmp_path / "b.png"), *config).code == 3
+    assert run_core("chips", "sheet", "scanner-1/7/0", str(tmp_path / "b.gif"), *config).code == 3
+
+
 def test_explain_names_a_chip_by_its_spec_and_number_and_shows_the_values_of_its_slide(site: Core, run_core: RunCore) -> None:
     config = ("-c", str(site.root.parent / "core.toml"))
     found = run_core("policy", "explain", "scanner-1/7/0/s32/8", "-s", "slide_chips", *config)
@@ -135,7 +198,6 @@ def test_a_device_cannot_send_by_the_contract_of_chips(site: Core) -> None:
 
 def test_a_broken_policy_file_leaves_the_tags_of_before_in_force(site: Core) -> None:
     from pipelines.ingest.chips.tagging import ChipTagger
-    from pipelines.lake.lake import lake_at
 
     tagger = ChipTagger(lake_at(site.root), str(site.root.parent / "policies"))
     (site.root.parent / "policies/tissue.yaml").write_text("id: [")

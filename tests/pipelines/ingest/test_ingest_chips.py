@@ -33,6 +33,7 @@ from schemas.contract import ChipSpec, builtin_contract
 from schemas.ids import DeviceId, Digest, SampleKey, StreamName
 from tests.fakes.run_core import RunCore
 from tests.plant.core import AsIpc, Core, MakeEnvelope, cut_all
+from tests.plant.slides import half_white, landed, tiff_slide
 
 ROOT = Path(__file__).resolve().parents[3]
 SLIDES, CHIPS, TELEMETRY, QUARANTINE = "streams/slide", "streams/slide_chips", "streams/vehicle_telemetry", "quarantine"
@@ -295,3 +296,37 @@ def test_committed_slides_are_cut_by_a_new_spec_once_however_often_it_is_request
     specs = [(row["seq"], row["spec"]) for row in core.rows(CHIPS)]
     assert {pair: specs.count(pair) for pair in specs} == {(0, "s256"): 4, (1, "s256"): 4, (1, "s128"): 12}
     assert run_core(*command[:-4], "--spec", "s9").code == 2
+
+
+@pytest.mark.slow
+def test_a_spec_that_says_something_else_under_its_name_has_its_slides_cut_again_and_their_old_chips_dropped(
+    core: Core, slides: Callable[..., Any], tmp_path: Path, run_core: RunCore
+) -> None:
+    core.config = with_specs(core, ChipSpec("tiles", 256), ChipSpec("other", 256))
+    core.landing.seal([slides([tiff(tmp_path), tiff(tmp_path, seed=2)])])
+    core.run()
+    with_specs(core, ChipSpec("tiles", 128), ChipSpec("other", 256))
+    (tmp_path / "core.toml").write_text(f'lake = "{core.root}"\ncontracts = "contracts"\n')
+    command = ("chips", "cut", "-c", str(tmp_path / "core.toml"), "--where", "seq = 1", "--json")
+    first, second = (run_core(*command) for _ in range(2))
+    assert "1 slides have chips of an earlier form of tiles; they are cut again" in first.err
+    assert json.loads(first.out.splitlines()[-1])[0] == {"slides": 1, "cut": 1, "cut_before": 1, "not_cut": 0}
+    assert json.loads(second.out.splitlines()[-1])[0] == {"slides": 1, "cut": 0, "cut_before": 2, "not_cut": 0}
+    specs = [(row["seq"], row["spec"]) for row in core.rows(CHIPS)]
+    counts = {pair: specs.count(pair) for pair in specs}
+    assert counts == {(0, "tiles"): 4, (0, "other"): 4, (1, "other"): 4, (1, "tiles"): 12}
+
+
+def test_a_chip_above_the_specs_background_keeps_its_row_and_has_no_picture(core: Core, tmp_path: Path) -> None:
+    core.config = with_specs(core, ChipSpec("s32", 32, max_background=0.5))
+    core.landing.seal([landed([tiff_slide(half_white(96))])])
+    core.run()
+    rows = sorted(core.rows(CHIPS), key=lambda row: row["chip_index"])
+    assert [row["payload_shard"] is None for row in rows] == [True] * 3 + [False] * 6
+    assert [row["background"] for row in rows] == [1.0] * 3 + [0.5] * 3 + [0.0] * 3
+    for row in rows[3:]:
+        body = read_payload(
+            lake_at(core.root), row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"]
+        )
+        assert hashlib.sha256(body).hexdigest() == row["payload_sha256"]
+    assert {row["payload_row"] for row in rows[:3]} == {None}
