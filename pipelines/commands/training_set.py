@@ -104,7 +104,8 @@ def plan(  # noqa: PLR0913, PLR0917 - one argument for each option of the comman
     )
     found = lake_from(lake, config)
     if not _is_spec(name) and options.arrays is not None:
-        _show_plan(draft_set(found, name, tuple(stream or ()), where, seed=seed, options=options), as_json=as_json)
+        draft = draft_set(found, name, tuple(stream or ()), where, seed=seed, options=options, with_values=False)
+        _show_plan(draft, as_json=as_json)
         return
     wish, terms = _wish_and_terms(context, name, tuple(stream or ()), where, seed, options)
     with planned(found, wish, terms) as plan:

@@ -79,7 +79,7 @@ def plan_windows(rows: pa.Table, rule: WindowRule, carried: tuple[str, ...] = ()
         RefusedError: a column is missing or holds no numbers, or there are too many windows.
     """
     _check_columns(rows, rule, carried)
-    timed, time_us, is_change = _in_order(rows.select(_needed(rows, rule, carried)), carried)
+    timed, time_us, is_change = _in_order(rows.select(_needed(rows.schema, rule, carried)), carried)
     stretches = _stretches(time_us, is_change, rule)
     total = int(stretches.windows.sum())
     if total > MAX_WINDOWS:
@@ -310,10 +310,20 @@ def _check_columns(rows: pa.Table, rule: WindowRule, carried: tuple[str, ...]) -
             raise RefusedError(f"windows: column {name} holds {rows.schema.field(name).type}; name a column of plain values")
 
 
-def _needed(rows: pa.Table, rule: WindowRule, carried: tuple[str, ...]) -> list[str]:
+def window_columns(schema: pa.Schema, rule: WindowRule, carried: tuple[str, ...]) -> list[str]:
+    """The columns that windows are made of.
+
+    Raises:
+        RefusedError: a column is missing or holds no numbers.
+    """
+    _check_columns(schema.empty_table(), rule, carried)
+    return _needed(schema, rule, carried)
+
+
+def _needed(schema: pa.Schema, rule: WindowRule, carried: tuple[str, ...]) -> list[str]:
     channels = (rule.signal_column, rule.value_column) if rule.signal_column else rule.columns
     wanted = {*_FACTS, _TIME, *carried, *channels, rule.label, *_TAGS}
-    return [name for name in rows.schema.names if name in wanted]
+    return [name for name in schema.names if name in wanted]
 
 
 def _in_order(rows: pa.Table, carried: tuple[str, ...]) -> tuple[pa.Table, Int64s, Bools]:
