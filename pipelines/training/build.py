@@ -237,46 +237,48 @@ def write_set(
         RefusedError: a split would lack a class, or a payload is too large.
         CorruptLakeError: the lake lacks a file that a row refers to.
     """
-    draft.check(options.allow_missing)
-    rule, splits = draft.rule, draft.plan.splits
-    home = lake.root / "sets" / draft.name
-    folder = _fresh_folder(home)
+    home = lake.root / SETS / draft.name
     try:
-        parts = [
-            (split, shuffled_rows(draft.rows, splits, number, draft.seed)) for number, (split, _) in enumerate(rule.fractions)
-        ]
-        parts, arrays = write_arrays(lake, folder, draft.arrays, parts, progress or Progress())
-        shards = [
-            entry for split, part in parts for entry in write_tabular_split(folder, split, part, options.limits, Progress())
-        ]
-        manifest = Manifest(
-            name=draft.name,
-            version=0,
-            created_ms=(clock or SystemClock()).now_ms(),
-            code_version=distribution_version("catchment"),
-            sources=draft.sources,
-            where=draft.where,
-            seed=draft.seed,
-            split=rule,
-            columns=_columns(draft.rows),
-            has_payload=False,
-            shards=tuple(shards),
-            tags=_tag_counts(draft.rows, splits, rule),
-            policies=_policies(draft.rows),
-            left_out=draft.left_out,
-            groups=write_groups(folder, draft.plan.groups),
-            coverage=draft.plan.coverage,
-            line=draft.line,
-            notes=draft.notes,
-            arrays=arrays.part,
-            array_files=arrays.files,
-        )
-        return publish(lake, home, folder, manifest)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        draft.check(options.allow_missing)
+        folder = _fresh_folder(home)
+        try:
+            manifest = _written(lake, folder, draft, options, progress or Progress(), (clock or SystemClock()).now_ms())
+            return publish(lake, home, folder, manifest)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     finally:
         _forget(draft.arrays.grid if isinstance(draft.arrays, WindowDraft) else None)
+
+
+def _written(lake: Lake, folder: Path, draft: SetDraft, options: BuildOptions, progress: Progress, created_ms: int) -> Manifest:
+    """Write the files of a draft; the manifest that names them."""
+    rule, splits = draft.rule, draft.plan.splits
+    parts = [(split, shuffled_rows(draft.rows, splits, number, draft.seed)) for number, (split, _) in enumerate(rule.fractions)]
+    parts, arrays = write_arrays(lake, folder, draft.arrays, parts, progress)
+    shards = [entry for split, part in parts for entry in write_tabular_split(folder, split, part, options.limits, Progress())]
+    return Manifest(
+        name=draft.name,
+        version=0,
+        created_ms=created_ms,
+        code_version=distribution_version("catchment"),
+        sources=draft.sources,
+        where=draft.where,
+        seed=draft.seed,
+        split=rule,
+        columns=_columns(draft.rows),
+        has_payload=False,
+        shards=tuple(shards),
+        tags=_tag_counts(draft.rows, splits, rule),
+        policies=_policies(draft.rows),
+        left_out=draft.left_out,
+        groups=write_groups(folder, draft.plan.groups),
+        coverage=draft.plan.coverage,
+        line=draft.line,
+        notes=draft.notes,
+        arrays=arrays.part,
+        array_files=arrays.files,
+    )
 
 
 def draft_set(

@@ -30,6 +30,7 @@ _SERIES = ("device", "epoch")
 _FACTS = ("stream", "device", "epoch", "seq")
 _TAGS = ("tags", "tag_rules")
 MAX_WINDOWS = 1_000_000_000
+_RUN_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,7 +350,17 @@ def _ranks(column: pa.ChunkedArray) -> Int64s:
     """Numbers that compare as the values do; a null comes last."""
     if pa.types.is_int64(column.type) and not column.null_count:
         return np.asarray(column.to_numpy(), np.int64)
-    codes = column.combine_chunks().dictionary_encode()
+    whole = column.combine_chunks()
+    if pa.types.is_string(column.type) and len(whole):
+        runs = pc.run_end_encode(whole)
+        # Rows mostly come device after device; then few values are looked at.
+        if _RUN_ROWS * len(runs.values) < len(whole):
+            return np.repeat(_ranks_of(runs.values), np.diff(runs.run_ends.to_numpy(), prepend=0))
+    return _ranks_of(whole)
+
+
+def _ranks_of(values: pa.Array) -> Int64s:
+    codes = values.dictionary_encode()
     order = np.asarray(pc.sort_indices(codes.dictionary).to_numpy(), np.int64)
     rank = np.empty(len(order) + 1, np.int64)
     rank[order] = np.arange(len(order))

@@ -5,6 +5,7 @@ import io
 import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -390,5 +391,7 @@ def test_a_plan_of_windows_leaves_nothing_and_a_build_only_the_set(driven: Path)
     assert not (driven / "sets").exists()
     with pytest.raises(RefusedError, match="no row of telemetry"):
         build_set(lake_at(driven), "drives", ("telemetry",), "speed > 1000000", options=options)
+    with pytest.raises(RefusedError, match=r"lacks|class"):
+        build_set(lake_at(driven), "drives", ("telemetry",), options=replace(options, group=("device",), stratify=("device",)))
     assert not list((driven / "sets").glob("*"))
     assert [path.name for path in built(driven).parent.iterdir()] == ["1"]
