@@ -27,7 +27,7 @@ test-torch: fetch-torch ## the loader's tests with the real PyTorch, and what Li
 	@PYTHONPATH=.torch $(BIN)/pytest -q tests/pipelines/training/test_set_export.py -k litdata
 
 test-peers: fetch-peers ## exports, Zarr sets and the files for Kubernetes by the tools they are for, fetched into .peers (1 GB)
-	@PYTHONPATH=.peers $(BIN)/pytest -q tests/pipelines/training/test_set_export.py tests/pipelines/training/test_set_windows.py tests/packaging/test_kubernetes_schemas.py
+	@PYTHONPATH=.peers $(BIN)/pytest -q tests/pipelines/training/test_set_export.py tests/pipelines/training/test_set_windows.py tests/pipelines/labels/test_label_formats.py tests/packaging/test_kubernetes_schemas.py
 
 test-runners: fetch-runners ## the graphs on Prism, built into .runners (needs Go)
 	@$(BIN)/pytest -q -k prism tests/pipelines/runners tests/pipelines/training/test_set_building.py
@@ -75,7 +75,7 @@ format: setup ## let the formatter decide
 bench: setup ## the benchmarks, small: do they run, what do they print
 	@$(BIN)/python scripts/bench_smoke.py
 
-lock: setup ## choose the packages' versions anew (needs uv)
+lock: setup ## choose the packages' versions again (needs uv)
 	@sh scripts/lock.sh
 
 wheel: setup ## the wheel, in dist/

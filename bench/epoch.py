@@ -1,4 +1,4 @@
-"""Shuffled-epoch reading: our reader beside bare pread (the floor of any reader) and pyarrow's row-group reads.
+"""Shuffled-epoch reading: our reader next to bare pread (the floor of any reader) and pyarrow's row-group reads.
 
 All read the same payload bytes from the same files in one process with a warm page cache. Run: python bench/epoch.py [--smoke]
 """
@@ -8,7 +8,7 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +26,9 @@ SAMPLE_BYTES = int(os.environ.get("EPOCH_SAMPLE_BYTES", "126000"))
 SHARD = "payload/frames/000000000001-0.parquet"
 
 
-def make_set(lake: Path, count: int) -> TrainingSet:
-    body = os.urandom(SAMPLE_BYTES + count)
-    payloads = [body[i : i + SAMPLE_BYTES] for i in range(count)]
+def make_set(lake: Path, count: int, given: Sequence[bytes] | None = None) -> TrainingSet:
+    body = b"" if given is not None else os.urandom(SAMPLE_BYTES + count)
+    payloads = list(given) if given is not None else [body[i : i + SAMPLE_BYTES] for i in range(count)]
     keys = {
         "device": pa.array([f"cam-{i % 100}" for i in range(count)], pa.string()),
         "epoch": pa.array([1] * count, pa.int64()),

@@ -1,4 +1,4 @@
-"""Inspectors over a table, beside the same library called in a bare loop, in turns, the best of some rounds each.
+"""Inspectors over a table, next to the same library called in a bare loop, in turns, the best of some rounds each.
 
 python bench/inspect_rows.py            # 60 pictures of 1920 x 1080 px, 200,000 log lines
 python bench/inspect_rows.py --smoke    # seconds

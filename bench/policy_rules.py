@@ -1,4 +1,4 @@
-"""Rule evaluations per second: our tagger beside the same rules by hand in Polars, as SQL in DuckDB, and in a Python loop.
+"""Rule evaluations per second: our tagger next to the same rules by hand in Polars, as SQL in DuckDB, and in a Python loop.
 
 All start from one Arrow table and take turns, so that they meet the same load; each figure is the best of its turns, and the
 ratio is of processor time, which a busy machine disturbs less than the clock.

@@ -1,4 +1,4 @@
-"""Tag a whole stream anew: 10 M committed samples x 50 rules, beside reading and writing the same table with pyarrow.
+"""Tag a whole stream again: 10 M committed samples x 50 rules, next to reading and writing the same table with pyarrow.
 
 python bench/retag.py                   # 10 M rows in 10 files; needs 3 GB of disk below --folder
 python bench/retag.py --smoke           # seconds

@@ -90,7 +90,7 @@ def main() -> None:
             rates[name] = rows / (time.perf_counter() - began)
             print(f"{name:34} {rates[name] / 1e6:8.3f} M rows/s   ({rows} rows)")
         ours, alone, row_wise = rates.values()
-        print(f"beside Polars alone {ours / alone:.2f}, beside row-wise Beam {ours / row_wise:.1f}")
+        print(f"next to Polars alone {ours / alone:.2f}, next to row-wise Beam {ours / row_wise:.1f}")
     finally:
         shutil.rmtree(folder)
 

@@ -1,4 +1,4 @@
-"""Rows per second from landing to committed lake, telemetry with 50 rules, beside bare pyarrow reading and writing the same.
+"""Rows per second from landing to committed lake, telemetry with 50 rules, next to bare pyarrow reading and writing the same.
 
 python bench/run_rows.py [--smoke]
 """
@@ -52,7 +52,7 @@ def body(first: int, random: np.random.Generator) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def land(root: Path, envelopes: int, per_segment: int) -> None:
@@ -156,7 +156,7 @@ def main() -> None:
         assert rows == envelopes * SAMPLES == bare_rows, (rows, bare_rows)
         for name, wall_s, used_s in (("bare pyarrow read + write", bare_s, bare_cpu), ("landing -> committed, rules", took, cpu)):
             print(f"{name:28} {rows / wall_s / 1e6:6.2f} M rows/s   {wall_s:6.2f} s   {used_s:6.2f} s of CPU")
-        print(f"beside bare: {bare_s / took:.2f} of its rate, {bare_cpu / cpu:.2f} of its rows for a second of CPU")
+        print(f"next to bare: {bare_s / took:.2f} of its rate, {bare_cpu / cpu:.2f} of its rows for a second of CPU")
     finally:
         shutil.rmtree(folder)
 

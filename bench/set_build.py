@@ -1,4 +1,4 @@
-"""Build training sets: memory and rows a second for narrow rows; MB/s for payloads, beside a copy and a plain Parquet write.
+"""Build training sets: memory and rows a second for narrow rows; MB/s for payloads, next to a copy and a plain Parquet write.
 
 python bench/set_build.py --smoke
 python bench/set_build.py --rows 1000000 10000000 --payload-mb 1000

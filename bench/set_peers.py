@@ -1,4 +1,4 @@
-"""A shuffled epoch of one set beside other tools, each reading our export of the same samples in its own best way.
+"""A shuffled epoch of one set next to other tools, each reading our export of the same samples in its own best way.
 
 Peers that are not installed are left out and named: put `.peers` and `.torch` (make test-peers, make test-torch) on PYTHONPATH.
 LitData and WebDataset mix within shards; the others give a true random order. Medians of 3; ratios of one run only.

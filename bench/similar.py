@@ -1,4 +1,4 @@
-"""Query an index of 1 M embeddings of 128 numbers: `catchment similar`'s way, beside bare NumPy that compares all of them.
+"""Query an index of 1 M embeddings of 128 numbers: `catchment similar`'s way, next to bare NumPy that compares all of them.
 
 Ours finds the sample in the lake, searches the segments and reads the rows of what was found. Recall is against NumPy.
 """

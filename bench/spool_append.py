@@ -1,8 +1,8 @@
-"""Durable capture: samples/s through encode and append, and frames beside a plain write + fdatasync of the same bytes.
+"""Durable capture: samples/s through encode and append, and frames next to a plain write + fdatasync of the same bytes.
 
     python bench/spool_append.py [--smoke] [--folder DIR]
 
-Every figure is taken when the last batch is durable. A source's thread encodes, a second one stores large bodies beside it,
+Every figure is taken when the last batch is durable. A source's thread encodes, a second one stores large bodies next to it,
 the spool's writer has its own. The floors of frames write the same bytes in one thread: synced every 8 frames, synced as
 seldom as the spool did in the same round, and that with a SHA-256 of each frame before. Ratios are taken within a round.
 """
@@ -53,7 +53,7 @@ def main() -> None:
     given = parser.parse_args()
     samples, frames, rounds = (20_000, 50, 1) if given.smoke else (500_000, 1_500, given.rounds)
     table = Table(title="durable capture")
-    for name in ("what", "figure", "beside plain write + fdatasync"):
+    for name in ("what", "figure", "next to plain write + fdatasync"):
         table.add_column(name, justify="left" if name == "what" else "right")
     with tempfile.TemporaryDirectory(dir=given.folder or Path.cwd(), prefix="bench-spool-") as name:
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""The spool beside what practitioners use, a local Mosquitto bridge with persistence, and beside a plain write + fdatasync.
+"""The spool next to what practitioners use, a local Mosquitto bridge with persistence, and next to a plain write + fdatasync.
 
     python bench/spool_peers.py [--smoke] [--folder DIR]
 

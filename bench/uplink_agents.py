@@ -52,7 +52,7 @@ def body_of(samples: int) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def simulate(folder: Path, port: int, first: int, count: int, every_s: float, samples: int) -> None:

@@ -1,6 +1,6 @@
 """What a device pays to get telemetry to a broker durably: CPU, memory and bytes on the link, for the same samples.
 
-The agent (a program prints JSON lines; captured, stored with fsync, sent as Arrow envelopes, settled by receipts), beside
+The agent (a program prints JSON lines; captured, stored with fsync, sent as Arrow envelopes, settled by receipts), next to
 what practitioners use: the same program publishes each line by paho, QoS 1, to a local mosquitto with persistence, which
 bridges to the far broker. "Saved on changes" asks that mosquitto for what the agent promises: nothing lost in a power cut.
 
@@ -185,7 +185,7 @@ def measure_program(given: argparse.Namespace) -> float:
     used_s = cpu_s(program.pid) - before_s
     program.kill()
     program.wait()
-    return 1e6 * used_s / (given.rate * given.seconds / 3)
+    return float(1e6 * used_s / (given.rate * given.seconds / 3))
 
 
 def main() -> None:

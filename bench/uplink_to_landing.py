@@ -1,4 +1,4 @@
-"""Publisher -> mosquitto -> bridge -> fsynced landing, beside a bare paho publisher and subscriber on the same broker.
+"""Publisher -> mosquitto -> bridge -> fsynced landing, next to a bare paho publisher and subscriber on the same broker.
 
 Run: python bench/uplink_to_landing.py [--smoke] [--repeat 3]
 Each run starts its own mosquitto on a loopback port; publisher and receiver are processes of their own.
@@ -51,7 +51,7 @@ class Load:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, batch.schema) as writer:
             writer.write_batch(batch)
-        return sink.getvalue().to_pybytes()
+        return bytes(sink.getvalue().to_pybytes())
 
 
 def loads(*, is_smoke: bool) -> list[Load]:

@@ -1,4 +1,4 @@
-"""Windows a second: a set of windows built from rows in memory, beside bare sliding_window_view written by zarr, and read back.
+"""Windows a second: a set of windows built from rows in memory, next to bare sliding_window_view written by zarr, and read back.
 
 The bare way has one device without holes, on the grid already: no resampling, no mask, no keys, no shuffle.
 """

@@ -1,7 +1,7 @@
 """The wiring: which threads run, what each is given, and in which order they stop."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -44,7 +44,7 @@ from schemas.topics import Topics
 
 if TYPE_CHECKING:
     from edge_agent.health.server import HealthServer
-    from edge_agent.models.updater import ModelUpdater
+    from edge_agent.models.device_models import DeviceModels
     from edge_agent.trial.tap import TapServer
 
 _WATCH_S = 0.2
@@ -84,8 +84,7 @@ class Agent:
         self._failure: BaseException | None = None
         self._configured: frozenset[str] = frozenset()
         self._uplink: threading.Thread | None = None
-        self._models: ModelUpdater | None = None
-        self._model_streams: frozenset[str] = frozenset()
+        self._models: DeviceModels | None = None
         self._taps: TapServer | None = None
         self._boot_clock = system_boot_clock(self._clock)
         self._orders: DocumentInbox[DesiredModels] | None = None
@@ -95,8 +94,8 @@ class Agent:
             waits_s = (config.uplink.clock_wait_s, config.uplink.sync_wait_s)
             self._clock_hold = ClockHold(self._boot_clock, self._spool, waits_s[0], self._clock, waits_s[1])
             claim(config.state_dir, config.device, sum(books.spooled for books in self._spool.books()))
-            if config.model is not None:
-                self._models = self._build_models(config.model)
+            if config.models:
+                self._models = self._build_models(config.models)
             self._forwarder = self._build_forwarder()
             self._supervisor = SourceSupervisor(self._build_pump, self._thread, self._spool.on_source_stopping)
             self._monitor = self._build_monitor()
@@ -112,13 +111,13 @@ class Agent:
             False when what is left is parked and so can never be settled, True otherwise.
 
         Raises:
-            AgentError: the spool broke; start again, which mends it.
+            AgentError: the spool broke; start again, which repairs it.
         """
         try:
             self._apply(self._config)
             self._uplink = self._thread("uplink", self._forwarder.run, self._stop_uplink)
             if self._models is not None:
-                self._thread("models", self._run_models, self._stop_uplink)
+                self._models.run_forever(lambda name, target: self._thread(name, target, self._stop_uplink))
             if isinstance(self._rules, PolicyStore):
                 self._thread("rules", self._rules.run, self._stop_uplink)
             notify_service_manager("READY=1")
@@ -217,10 +216,6 @@ class Agent:
         thread.start()
         return thread
 
-    def _run_models(self, stop: threading.Event) -> None:
-        while not stop.is_set() and self._models is not None:
-            self._models.run_once()
-
     def _build_forwarder(self) -> Forwarder:
         config = self._config
         device = config.device_id
@@ -246,7 +241,7 @@ class Agent:
     def _build_pump(self, source: SourceConfig) -> SourcePump:
         contract = load_contract(source)
         limits = BatchLimits(self._config.uplink.envelope_bytes, self._config.spool.part_threshold_bytes)
-        # What is redacted or encrypted in the spool must not lie in clear beside it.
+        # What is redacted or encrypted in the spool must not lie in clear next to it.
         is_secret = contract.has_redaction or self._config.spool.key is not None
         folder = None if is_secret else self._config.state_dir / "parked"
         build: Callable[[bytes | None], Source] = partial(_build, source, contract, self._clock, folder)
@@ -257,10 +252,9 @@ class Agent:
             build = lambda _: HeartbeatSource(self._monitor.snapshot, self._config.health.heartbeat_s, self._clock)  # noqa: E731 # it has no position
         else:
             check_source(source.kind, source.resolved, contract)
-        has_model = self._models is not None and source.stream in self._model_streams
-        annotate = self._models.annotate if has_model and self._models is not None else None
+        predictor = None if self._models is None else self._models.predictor(contract)
         key = read_redaction_key(self._config.redaction.key)
-        transform = build_transforms(contract, source.report, key, ClockWatch(self._clock), annotate)
+        transform = build_transforms(contract, source.report, key, ClockWatch(self._clock), predictor)
         requested = requested_steps(source.inspect, contract)
         rule_filter = RuleFilter(self._rules, contract, self._config.device, source.priority, self._filled, requested)
         choose = lambda known: previous_source(source.name, known, self._configured)  # noqa: E731 # asked later, when others run
@@ -268,16 +262,15 @@ class Agent:
         pump.label = self._labels.get(source.name, "")
         return pump
 
-    def _build_models(self, table: dict[str, object]) -> "ModelUpdater":
+    def _build_models(self, tables: Sequence[dict[str, object]]) -> "DeviceModels":
         # Loaded only where models run: it brings signatures and an inference runtime along.
         from edge_agent.models.config import ModelConfig  # noqa: PLC0415
-        from edge_agent.models.updater import ModelUpdater  # noqa: PLC0415
+        from edge_agent.models.device_models import DeviceModels  # noqa: PLC0415
         from edge_agent.models.wanted import open_orders  # noqa: PLC0415
 
-        model = convert_table("model", table, ModelConfig)
-        self._model_streams = frozenset(model.streams)
+        configs = [convert_table("model", table, ModelConfig) for table in tables]
         self._orders = open_orders(self._config, self._clock)
-        return ModelUpdater(model, self._config.state_dir, self._request_piece, self._clock, orders=self._orders)
+        return DeviceModels(configs, self._config.state_dir, self._request_piece, self._clock, self._orders)
 
     def _build_monitor(self) -> Monitor:
         monitor = Monitor(

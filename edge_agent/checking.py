@@ -27,7 +27,7 @@ from edge_agent.config import (
     with_identity,
 )
 from edge_agent.documents.trust import read_key_file
-from edge_agent.errors import ConfigError
+from edge_agent.errors import ConfigError, ModelError
 from edge_agent.process import refuse_role_name
 from edge_agent.sources.registry import check_source, names_given
 from edge_agent.sources.rows.cells import tells_no_zone
@@ -145,8 +145,8 @@ class _Survey:
             self.report_lines.append("  no [[source]]: nothing is captured")
         self._tls_files(config)
         self._director(config)
-        if config.model is not None:
-            self._try(("model",), lambda: _check_model(config.model or {}))
+        if config.models:
+            self.report_lines += self._try(("model",), lambda: _check_models(config)) or []
         if not self.faults:
             self._try(("broker", "tls", "cert"), lambda: self._identity(config))
 
@@ -171,9 +171,9 @@ class _Survey:
     def _director(self, config: AgentConfig) -> None:
         """Describe the keys whose orders are followed; none while the key file is missing."""
         director = config.director
-        if director is None and config.model is not None:
+        if director is None and config.models:
             self.report_lines.append(
-                "  warning: no [director]: this device follows unsigned orders of whoever keeps the broker;"
+                "  warning: no [director]: this device follows unsigned orders of the person who keeps the broker;"
                 " the next release follows signed ones alone (catchment director show)"
             )
         if director is None or director.file is None:
@@ -205,12 +205,25 @@ def _check_source(source: SourceConfig, key: bytes) -> bool:
     return True
 
 
-def _check_model(table: dict[str, Any]) -> None:
+def _check_models(config: AgentConfig) -> list[str]:
+    """What models get on this device: its class, and what the installed ones take, measured."""
     from edge_agent.models.config import ModelConfig  # noqa: PLC0415 # loaded only where models run
+    from edge_agent.models.device_class import measure_active, probe_device  # noqa: PLC0415 # likewise
+    from edge_agent.models.device_models import check_models  # noqa: PLC0415 # likewise
     from edge_agent.models.model_process import check_extra  # noqa: PLC0415 # likewise
 
-    convert_table("model", table, ModelConfig)
+    configs = [convert_table("model", table, ModelConfig) for table in config.models]
+    check_models(configs)
     check_extra()
+    lines = []
+    try:
+        lines.append(f"  device: {probe_device()}")
+        for each in configs:
+            found = measure_active(each, config.state_dir) or f"model {each.name}: none installed yet"
+            lines.append(f"  {found}; limit {each.max_memory_mib} MiB, {each.max_ms} ms")
+    except ModelError as error:
+        lines.append(f"  warning: {error}")
+    return lines
 
 
 def _nearest(text: str, steps: tuple[Step, ...], message: str) -> tuple[Step, ...]:

@@ -152,7 +152,7 @@ class AgentConfig(Section, frozen=True):
     policy: PolicyConfig | None = None
     source: tuple[SourceConfig, ...] = ()
     redaction: RedactionConfig = RedactionConfig()
-    model: dict[str, Any] | None = None
+    model: dict[str, Any] | tuple[dict[str, Any], ...] | None = None
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -168,6 +168,11 @@ class AgentConfig(Section, frozen=True):
             raise ValueError("two [[source]] tables have the same name: give each its own")
         if len(set(names)) != len(names):
             raise ValueError("two [[source]] tables are the same: each sample would be captured twice")
+
+    @property
+    def models(self) -> tuple[dict[str, Any], ...]:
+        """The tables of the models: one [model], or several [[model]]."""
+        return (self.model,) if isinstance(self.model, dict) else self.model or ()
 
     @property
     def device_id(self) -> DeviceId:
@@ -290,9 +295,9 @@ def _with_absolute_paths(config: AgentConfig, folder: Path) -> AgentConfig:
         )
         for source in config.source
     )
-    model = config.model
-    if model is not None and isinstance(root := model.get("root"), str):
-        model = {**model, "root": str(folder / root)}
+    models = tuple(
+        {**model, "root": str(folder / root)} if isinstance(root := model.get("root"), str) else model for model in config.models
+    )
     key = config.redaction.key
     redaction = RedactionConfig(key=None if key is None else folder / key)
     if config.spool.key is not None:
@@ -307,5 +312,5 @@ def _with_absolute_paths(config: AgentConfig, folder: Path) -> AgentConfig:
         broker=broker,
         source=sources,
         redaction=redaction,
-        model=model,
+        model=models or None,
     )

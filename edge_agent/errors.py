@@ -53,10 +53,6 @@ class BrokerUnavailableError(UplinkError):
     """Retry: the broker cannot be reached or went away."""
 
 
-class PublishRejectedError(UplinkError):
-    """Park after bounded tries: the broker refuses this message, and will again."""
-
-
 class ModelError(AgentError):
     """Keep the old model: the new one is not installed."""
 

@@ -16,8 +16,7 @@ import msgspec
 from edge_agent.errors import ConfigError, UnredactableError
 from edge_agent.pictures.process import HarmfulPictureError, PictureProcess, shared_pictures
 from edge_agent.sources.api import Rejects, SampleBatch, Scalar
-from schemas.contract import Column, ColumnType, Contract
-from schemas.redaction import HASH_CHARS, MASK
+from schemas.contract import HASH_CHARS, MASK, Column, ColumnType, Contract
 
 Redactor = Callable[[Scalar], Scalar]
 _MICROS = 1_000_000

@@ -166,7 +166,7 @@ class DirectorConfig(Section, frozen=True):
     Attributes:
         public_keys: Ed25519 keys, 64 hexadecimal digits each. Two during a change of keys.
         file: a file with such keys, one a line, as `edge-agent enrol --director` writes it.
-        cohorts: names of the groups that this device belongs to, beside `all`.
+        cohorts: names of the groups that this device belongs to, next to `all`.
     """
 
     public_keys: tuple[str, ...] = ()

@@ -207,7 +207,7 @@ def counters_folder(config: CoreConfig) -> Path:
 
 
 def director_folder(config: CoreConfig) -> Path:
-    """The director's keys: as configured, else `director` beside the models' signing keys. Never inside the lake."""
+    """The director's keys: as configured, else `director` next to the models' signing keys. Never inside the lake."""
     if config.director.keys:
         return Path(config.director.keys)
     return (Path(config.models) if config.models else config.lake_root.parent / "model-keys") / "director"

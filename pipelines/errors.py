@@ -25,7 +25,7 @@ class RetryLaterError(PipelineError):
 
 
 class ConflictError(RetryLaterError):
-    """Somebody else did it first: look at the new state, then decide anew."""
+    """Somebody else did it first: look at the new state, then decide again."""
 
 
 class CorruptLakeError(PipelineError):

@@ -1,6 +1,6 @@
 """Heartbeats: each process of the core leaves a small file in the lake that says what it did and that it lives.
 
-Files, not sockets: whoever wants to know needs no list of processes and ports, and one endpoint serves them all. They are
+Files, not sockets: a reader needs no list of processes and ports, and one endpoint serves them all. They are
 not synced: after a power cut nobody is alive. Of a remote lake the same goes to the bucket under the same name, less often and
 on a thread of its own, so that a storage that is away holds nothing up.
 """

@@ -4,7 +4,7 @@ The body is one Arrow IPC stream (schema + one record batch) or, from devices wi
 list of objects). What the core must know before it trusts the body travels as user properties that follow the
 CloudEvents MQTT binding (CloudEvents 1.0, MQTT binding 3.1): see docs/wire.md, which spells out every byte.
 
-Standard columns of an Arrow body, beside the contract's own:
+Standard columns of an Arrow body, next to the contract's own:
 
     event_time       timestamp[us, UTC], required: when the device observed the sample
     payload          binary: the bytes themselves, or null when they travel as parts
@@ -92,7 +92,7 @@ class EnvelopeHead:
     clock_shift_us: int | None = None
 
     def to_properties(self) -> Properties:
-        """The user properties to publish beside the body."""
+        """The user properties to publish next to the body."""
         properties: Properties = [("specversion", "1.0"), ("source", f"/devices/{self.device}"), ("type", EVENT_TYPE)]
         if self.span is not None:
             properties += [

@@ -12,6 +12,7 @@ import msgspec
 from schemas.errors import SchemaError
 
 LATENCY_BINS = 64
+MAX_PAIRS = 16
 _BINS_PER_OCTAVE = 4
 _FIRST_EXPONENT = -4  # the first bin ends at 2**-4 ms
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
@@ -28,6 +29,7 @@ class ModelTally(msgspec.Struct, frozen=True):
         latency: (bin, answers) of `latency_bin`, of bins that hold any, ascending.
         compared: pictures that a candidate answered as well, next to this version.
         disagreed: of those, the ones with another label.
+        pairs: (this version's label, the candidate's, pictures) of those, the most frequent ones.
     """
 
     version: int
@@ -37,11 +39,14 @@ class ModelTally(msgspec.Struct, frozen=True):
     latency: tuple[tuple[int, Count], ...] = ()
     compared: Count = 0
     disagreed: Count = 0
+    pairs: tuple[tuple[str, str, Count], ...] = ()
 
     def __post_init__(self) -> None:
         bins = [number for number, _ in self.latency]
         if bins != sorted(set(bins)) or not all(0 <= number < LATENCY_BINS for number in bins):
             raise SchemaError(f"a latency histogram has bins 0..{LATENCY_BINS - 1}, each once and ascending")
+        if len(self.pairs) > MAX_PAIRS or any(len(label) > 64 for *labels, _ in self.pairs for label in labels):
+            raise SchemaError(f"a tally names at most {MAX_PAIRS} pairs of labels, of 64 characters each")
 
     @property
     def attempts(self) -> int:

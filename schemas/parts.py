@@ -44,7 +44,7 @@ class PartHead:
         return self.length == 0
 
     def to_properties(self) -> list[tuple[str, str]]:
-        """The user properties to publish beside the bytes."""
+        """The user properties to publish next to the bytes."""
         return [("offset", str(self.offset)), ("total", str(self.total))]
 
 

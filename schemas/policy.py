@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from schemas.contract import ColumnType
+from schemas.edge_policy import EdgeUpload
 from schemas.errors import PolicyDocumentError, SchemaError
 from schemas.ids import StreamName, encode_json
 
@@ -90,7 +91,7 @@ class InspectStep(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         use: an inspector's name; a user's own is named by `file` and `function`, or is an entry point of this name.
-        file: a file beside the policy: Python code, or an ONNX model.
+        file: a file next to the policy: Python code, or an ONNX model.
         function: the name of the function or class in it.
         code: the SHA-256 of the file, under which the lake keeps it; put in when the policy is loaded.
         columns: of a user's function: the columns it gives, with their types; of others none.
@@ -145,6 +146,7 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     sample: tuple[SampleRule, ...] = ()
     priority: tuple[PriorityRule, ...] = ()
     inspect: tuple[InspectStep, ...] = ()
+    upload: EdgeUpload | None = None
 
     def __post_init__(self) -> None:
         if not _POLICY_ID.fullmatch(self.id):
@@ -159,11 +161,11 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def has_edge_part(self) -> bool:
         """Whether it says anything to the device."""
-        return bool(self.keep or self.sample or self.priority)
+        return bool(self.keep or self.sample or self.priority or self.upload)
 
     @property
     def label(self) -> str:
-        """Id and version, as they stand beside each tag."""
+        """Id and version, as they stand next to each tag."""
         return f"{self.id}@{self.version}"
 
     @property

@@ -79,15 +79,6 @@ class Ranges:
                 kept.append((start, high))
         return Ranges(tuple(kept))
 
-    def intersect(self, other: "Ranges") -> "Ranges":
-        """The integers in both."""
-        both = [
-            (max(low, other_low), min(high, other_high))
-            for low, high in self.spans
-            for other_low, other_high in other.overlapping(low, high)
-        ]
-        return Ranges(tuple(both))
-
     def overlapping(self, low: int, high: int) -> Iterator[Span]:
         """This set's spans that share an integer with ``[low, high)``, whole, in order."""
         index = max(0, bisect_right(self.spans, low, key=lambda span: span[0]) - 1)

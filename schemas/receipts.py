@@ -26,7 +26,7 @@ MAX_RECEIPT_BYTES = 16 * 1024 * 1024
 MAX_REASON_CHARS = 200
 ALL_REFUSED_FROM = 10
 """So many samples in a row make a stream one that the core refuses entirely."""
-# One way to write each number: `01` beside `1` would be two entries for one epoch, and `²` is a digit to Unicode.
+# One way to write each number: `01` next to `1` would be two entries for one epoch, and `²` is a digit to Unicode.
 _EPOCH = re.compile(r"0|[1-9][0-9]{0,18}")
 
 MAX_NOTICE_BYTES = 64 * 1024

@@ -46,6 +46,26 @@ class StreamBooks(msgspec.Struct, frozen=True):
         return self.captured == self.settled + self.spooled + sum(self.dropped.values())
 
 
+class ModelFigures(msgspec.Struct, frozen=True):
+    """What a model's process takes, and what became of the samples it was to look at.
+
+    Attributes:
+        memory_limit_mib: its process may take so much.
+        peak_mib: the most it took since it was started; 0: it does not run.
+        max_ms: it may take so long for one sample.
+        counts: samples by what became of them since the agent started (`inferences`, `failures`, `skipped`, ...), and `deaths`
+            of the process.
+        delay_p95_ms: of the last answers to programs on the device, the time since capture beyond the model's own that 95 % stay
+            below; 0 where there are none.
+    """
+
+    memory_limit_mib: int
+    peak_mib: int
+    max_ms: int
+    counts: dict[str, int] = {}
+    delay_p95_ms: float = 0.0
+
+
 class ModelReport(msgspec.Struct, frozen=True):
     """The model a device runs.
 
@@ -57,6 +77,7 @@ class ModelReport(msgspec.Struct, frozen=True):
         reason: why.
         refused: versions never to try again.
         on_probation: whether the version that runs has yet to prove itself.
+        figures: of its process; absent from agents of the releases before.
         tallies: sums of the version that runs, and of the one that ran before it.
     """
 
@@ -66,6 +87,7 @@ class ModelReport(msgspec.Struct, frozen=True):
     reason: str = ""
     refused: tuple[int, ...] = ()
     on_probation: bool | msgspec.UnsetType = msgspec.UNSET  # absent on the wire where it has proved itself
+    figures: ModelFigures | msgspec.UnsetType = msgspec.UNSET
     tallies: tuple[ModelTally, ...] | msgspec.UnsetType = msgspec.UNSET  # absent where no version was asked anything
 
 

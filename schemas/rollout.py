@@ -93,9 +93,9 @@ def decode_desired(body: bytes) -> Desired:
 
 
 def encode_signed_desired(signed: SignedMessage, models: DesiredModels) -> bytes:
-    """The JSON bytes to publish, retained. Agents of the release before read the one model that they know beside it, unsigned."""
-    beside = msgspec.to_builtins(models.models[0]) if len(models.models) == 1 else {}
-    return encode_message(signed, beside)
+    """The JSON bytes to publish, retained. Agents of the release before read one model next to it, unsigned."""
+    older = msgspec.to_builtins(models.models[0]) if len(models.models) == 1 else {}
+    return encode_message(signed, older)
 
 
 def encode_piece_request(request: PieceRequest) -> bytes:

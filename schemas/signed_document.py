@@ -4,7 +4,7 @@ A message is `{"document": "<JSON text>", "signatures": [{"key": "<64 hex>", "si
 is the text exactly as it travels, behind a prefix that names the form and the kind (`signing_bytes`): a signature over
 one kind never verifies as another, and never as the edge policies of the release before. Reading has two steps, because
 nothing may be believed before the signature was checked: `decode_message` takes the message apart, `decode_document`
-reads the text. Fields beside `document` and `signatures` are signed by nobody and are ignored.
+reads the text. Fields next to `document` and `signatures` are signed by nobody and are ignored.
 
 A reader ignores fields it does not know, unless `critical` names them: then it refuses the document.
 """
@@ -141,14 +141,14 @@ def signing_bytes(kind: str, text: str) -> bytes:
     return _PREFIX + kind.encode() + b"\n" + text.encode()
 
 
-def encode_message(signed: SignedMessage, beside: Mapping[str, Any] | None = None) -> bytes:
+def encode_message(signed: SignedMessage, older: Mapping[str, Any] | None = None) -> bytes:
     """The JSON bytes to publish, retained.
 
     Args:
         signed: the document.
-        beside: fields that agents of the release before read; nobody signs them, and who reads documents ignores them.
+        older: fields that agents of the release before read; nobody signs them, and who reads documents ignores them.
     """
-    return encode_json({**(beside or {}), **msgspec.to_builtins(signed)})
+    return encode_json({**(older or {}), **msgspec.to_builtins(signed)})
 
 
 def decode_message(body: bytes, max_bytes: int = MAX_DOCUMENT_BYTES) -> SignedMessage:

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Chooses every package's version anew and writes the locks: the whole checkout's, the bare agent's, those of the tests with PyTorch and with peers.
-# No index host is written into them: whoever installs decides where packages come from.
+# Chooses every package's version again and writes the locks: the whole checkout's, the bare agent's, those of the tests with PyTorch and with peers.
+# No index host is written into them: the person who installs decides where packages come from.
 set -eu
 cd "$(dirname "$0")/.."
 command -v uv >/dev/null 2>&1 || { echo "lock: uv is needed: python3 -m pip install uv" >&2; exit 1; }

@@ -54,7 +54,7 @@ install_system() {
 make_venv() {
     python=$(find_python)
     if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-        # Debian and Ubuntu keep it apart from python3; a python3.x beside the default one has its own package.
+        # Debian and Ubuntu keep it apart from python3; a python3.x next to the default one has its own package.
         case $python in
             python3.*) package="$python-venv" ;;
             *) package=python3-venv ;;
@@ -85,7 +85,7 @@ sync_packages() {
     wanted >"$stamp"
 }
 
-# A .venv knows its own path: one that came along with a moved or copied checkout is made anew.
+# A .venv knows its own path: one that came along with a moved or copied checkout is made again.
 is_whole_venv() { .venv/bin/python -c '' 2>/dev/null && head -n 1 .venv/bin/pip 2>/dev/null | grep -qF "$PWD/.venv/"; }
 
 has_mosquitto() { PATH="$PATH:/usr/sbin:/usr/local/sbin" command -v mosquitto >/dev/null 2>&1; }

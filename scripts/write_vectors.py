@@ -1,4 +1,4 @@
-"""Write docs/vectors/*.json: messages as bytes, for whoever implements the wire in another language.
+"""Write docs/vectors/*.json: messages as bytes, for people who implement the wire in another language.
 
 Run it only when the wire changes on purpose; tests/schemas_wire/test_wire_vectors.py holds code and vectors together.
 """
@@ -179,7 +179,7 @@ def documents() -> None:
     older = SignedEdgePolicy(text, VECTOR_KEY.sign(signing_bytes(text)).hex())
     everyone = Addressees(cohorts=(EVERY_DEVICE,))
     signed = sign(Document("edge-policy", 7, CREATED_US // 1000, everyone, encode_body(rules_of(policy))))
-    about = "the same rules as a signed document, beside them the form of the release before"
+    about = "the same rules as a signed document, next to them the form of the release before"
     document_vector("edge-policy-signed", about, TOPICS.policy(DEVICE), signed, encode_policy_message(signed, older))
     models = DesiredModels((Desired("defects-3", "defects", 3, "defects/3.onnx", CREATED_US // 1000),))
     month_ms = 30 * 86_400_000
@@ -192,7 +192,7 @@ def documents() -> None:
         expires_ms=CREATED_US // 1000 + month_ms,
     )
     signed = sign(order)
-    about = "which model to run, as a signed document, beside it the form of the release before"
+    about = "which model to run, as a signed document, next to it the form of the release before"
     document_vector("desired-signed", about, TOPICS.desired(DEVICE), signed, encode_signed_desired(signed, models))
 
 

@@ -89,7 +89,7 @@ def broker(request: pytest.FixtureRequest) -> RunningBroker:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real images, telemetry, flows and models; kept beside the checkout, never in it."""
+    """Real images, telemetry, flows and models; kept next to the checkout, never in it."""
     folder = Path(os.environ.get("CATCHMENT_SHARED_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set CATCHMENT_SHARED_DATA to its folder to run this test")
@@ -103,7 +103,7 @@ def repository_root() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whoever asks for a broker is marked so, and `-m 'not broker'` needs nobody's memory."""
+    """A test that asks for a broker is marked so, and `-m 'not broker'` needs nobody's memory."""
     for item in items:
         if {"broker", "make_broker"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("broker")

@@ -152,7 +152,7 @@ class EdgeEvaluator:
         return [[None if value is None else value != 0 for value in column] for column in zip(*found, strict=True)]
 
     def _count_items(self, items: str | None, text: str) -> float | None:
-        """For how many objects of a list the rule in `text` is true: it is checked as every rule, and runs beside this one."""
+        """For how many objects of a list the rule in `text` is true: it is checked as every rule, and runs next to this one."""
         if items is None:
             return None
         if text not in self._of_items:

@@ -151,6 +151,6 @@ _FUNCTIONS: tuple[tuple[str, int, Callable[..., Value]], ...] = tuple(
 
 COUNT_ITEMS = "ct_count_items"  # the evaluator has it: it runs a rule itself
 
-# SQLite's own that the generated SQL calls, beside ours.
+# SQLite's own that the generated SQL calls, next to ours.
 _OWN = frozenset({"abs", "coalesce", "min", "max"})
 FUNCTION_NAMES = _OWN | {name for name, _, _ in _FUNCTIONS} | {COUNT_ITEMS}

@@ -16,22 +16,22 @@ def atomic_file(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
     Raises:
         OSError: the disk refused; the old file is untouched.
     """
-    beside = beside_path(path)
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    temporary = beside_path(path)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
-        with open(beside, "wb", opener=lambda _path, _flags: descriptor) as file:
+        with open(temporary, "wb", opener=lambda _path, _flags: descriptor) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
 
 def write_atomic(path: Path, body: bytes, *, mode: int = 0o600) -> None:
-    """Write beside, fsync, rename over, fsync the folder.
+    """Write next to, fsync, rename over, fsync the folder.
 
     Raises:
         OSError: the disk refused; the old file is untouched.
@@ -46,12 +46,12 @@ def write_unsynced(path: Path, body: bytes) -> None:
     Raises:
         OSError: the disk refused; the old file is untouched.
     """
-    beside = beside_path(path)
+    temporary = beside_path(path)
     try:
-        beside.write_bytes(body)
-        beside.replace(path)
+        temporary.write_bytes(body)
+        temporary.replace(path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

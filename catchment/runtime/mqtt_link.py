@@ -168,7 +168,7 @@ def connect_properties(
     *, session_expiry_s: int | None = None, receive_maximum: int | None = None, max_packet_bytes: int | None = None
 ) -> Properties:
     """The properties of a CONNECT; None: the protocol's default."""
-    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves it untyped
+    properties = Properties(PacketTypes.CONNECT)
     if session_expiry_s is not None:
         properties.SessionExpiryInterval = session_expiry_s
     if receive_maximum is not None:

@@ -20,6 +20,7 @@ class ZeekHeader:
         self.separator = "\t"
         self.fields: list[str] = []
         self.types: list[str] = []
+        self._names: list[str] = []
         self._blank_separated = 1
         self._set_separator = ","
         self._empty = "(empty)"
@@ -42,16 +43,24 @@ class ZeekHeader:
         name, *values = line.split(self.separator)
         match name:
             case "#fields":
-                self.fields = _apart(values)
-                self._blank_separated = 1 + len(self.fields) - len(values)
+                self._names = values
+                self._name_columns()
             case "#types":
-                self.types = _apart(values)
+                self.types = [kind for value in values for kind in (value.split() if " " in value else (value,))]
+                self._name_columns()
             case "#set_separator":
                 self._set_separator = values[0] if values else ","
             case "#empty_field":
                 self._empty = values[0] if values else "(empty)"
             case "#unset_field":
                 self._unset = values[0] if values else "-"
+
+    def _name_columns(self) -> None:
+        """A blank belongs to a name where there are as many types as names; else it separates the last of them."""
+        names = self._names
+        is_apart = bool(names) and " " in names[-1] and len(self.types) != len(names)
+        self.fields = [*names[:-1], *names[-1].split()] if is_apart else list(names)
+        self._blank_separated = 1 + len(self.fields) - len(names)
 
     def cells(self, line: str) -> list[str]:
         """The cells of a row, as they are written."""
@@ -84,10 +93,6 @@ class ZeekHeader:
 def is_list(kind: str) -> bool:
     """Whether a Zeek type is a set or a vector."""
     return kind.startswith(("set[", "vector["))
-
-
-def _apart(values: Sequence[str]) -> list[str]:
-    return [name for value in values for name in (value.split() if " " in value else (value,))]
 
 
 def _unescape(text: str) -> str:

@@ -10,11 +10,13 @@ import structlog
 
 from catchment.runtime.clock import Clock, doubled_s
 from edge_agent.capture.encode import Encoder, RetryingEncoder, join_batches, last_position, may_join
+from edge_agent.capture.predictions import PredictionWindow
 from edge_agent.capture.relay import PendingAppend, Relay
 from edge_agent.capture.transforms import Transforms
 from edge_agent.config import SourceConfig
 from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, SourceError, SpoolFullError
 from edge_agent.rules.rule_filter import RuleFilter, apply_filter
+from edge_agent.sections import MAX_PRIORITY
 from edge_agent.sources.api import SampleBatch, Source
 from edge_agent.sources.rows.mapping import FilledColumns, explain_unfilled
 from edge_agent.spool.records import Append, Passed
@@ -97,6 +99,20 @@ class Tap:
 Groups = tuple[tuple[int, SampleBatch], ...]
 
 
+def urgent_first(groups: Groups) -> Groups:
+    """The groups with their urgent samples in groups of their own, of the highest priority there is."""
+    found: list[tuple[int, SampleBatch]] = []
+    for priority, batch in groups:
+        if batch.urgent is None or not any(batch.urgent):
+            found.append((priority, batch))
+            continue
+        for is_urgent in (True, False):
+            rows = [row for row, urgent in enumerate(batch.urgent) if urgent is is_urgent]
+            if rows:
+                found.append((MAX_PRIORITY if is_urgent else priority, batch.take(rows)))
+    return tuple(found)
+
+
 class SourcePump:
     """Runs one source in the calling thread.
 
@@ -136,6 +152,7 @@ class SourcePump:
         self.label = ""
         self._clock = clock
         self._relay = Relay(spool, config.name)
+        self._predicting = None if transform.predictor is None else PredictionWindow(transform.predictor)
         self._under_way: deque[tuple[Future[Span] | PendingAppend, tuple[SampleBatch, ...]]] = deque()
         self._held: list[SampleBatch] = []
         self._held_samples = 0
@@ -254,26 +271,34 @@ class SourcePump:
                 self._failing = ""
                 if batch is not None and len(batch) > 0:
                     self._take(batch)
+                    self._store_predicted()
                     self._settle_up(source, _MAX_UNDER_WAY)
                     self._pass_over(source)
                     self._gave = True
                     continue
                 self._append()
+                self._store_predicted()
                 self._settle_up(source, 0)
                 self._pass_over(source)
-                stop.wait(_IDLE_S)
+                self._rest(stop)
         finally:
-            try:
-                self._append()
-                # The batches already handed in become durable whatever ended the source: its position counts them.
-                self._settle_up(source, 0)
-                self._passed_s = float("-inf")
-                self._pass_over(source)
-            finally:
-                self._relay.close()
-                self._rejected_before = self.rejected()
-                self._source = None
-                source.close()  # else its port or device stays taken, and it can never be opened again
+            self._end(source, stop)
+
+    def _end(self, source: Source, stop: threading.Event) -> None:
+        try:
+            self._append()
+            predictor = self._transform.predictor
+            self._store_predicted(0.0 if stop.is_set() or predictor is None else predictor.last_wait_s)
+            # The batches already handed in become durable whatever ended the source: its position counts them.
+            self._settle_up(source, 0)
+            self._passed_s = float("-inf")
+            self._pass_over(source)
+        finally:
+            self._forget_predictions()
+            self._relay.close()
+            self._rejected_before = self.rejected()
+            self._source = None
+            source.close()  # else its port or device stays taken, and it can never be opened again
 
     def _position(self) -> bytes | None:
         known = self._spool.position(self._config.name)
@@ -298,10 +323,36 @@ class SourcePump:
         if not self._held:
             return
         held, self._held, self._held_samples = tuple(self._held), [], 0
-        batch = self._transform(join_batches(held))
+        batch = self._transform.before(join_batches(held))
+        if self._predicting is None:
+            self._store(batch, held)
+        else:
+            self._predicting.add(batch, held, self._stop)
+
+    def _store_predicted(self, drain_s: float | None = None) -> None:
+        """Store the batches that the models have looked at; with `drain_s` all, after at most so long."""
+        if self._predicting is not None:
+            found = self._predicting.ready() if drain_s is None else self._predicting.drain(drain_s)
+            for batch, held in found:
+                self._store(batch, held)
+
+    def _forget_predictions(self) -> None:
+        """What is left after a failure to store is read again; else it would be stored twice."""
+        if self._predicting and (lost := self._predicting.clear()):
+            self._transform.rejects.count("row: it waited for a model when its source failed", times=lost)
+
+    def _rest(self, stop: threading.Event) -> None:
+        """Nothing was read: wait a little, or until a model has answered."""
+        if self._predicting:
+            self._predicting.wait(_IDLE_S)
+        else:
+            stop.wait(_IDLE_S)
+
+    def _store(self, batch: SampleBatch, held: tuple[SampleBatch, ...]) -> None:
+        batch = self._transform.after(batch)
         self._copy(batch)
         filtered = apply_filter(self._rule_filter, batch, self._config.priority)
-        groups = self._useful(filtered.groups)
+        groups = self._useful(urgent_first(filtered.groups))
         left_out = self._left_out + Counter(filtered.left_out)
         created_us = self._clock.now_ms() * 1000
         highest = max((priority for priority, _ in groups), default=0)

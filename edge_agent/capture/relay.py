@@ -1,4 +1,4 @@
-"""Storing beside encoding: while one batch of frames is summed up and written, the next one is hashed and encoded.
+"""Storing next to encoding: while one batch of frames is summed up and written, the next one is hashed and encoded.
 
 Both halves spend their time in calls that leave the interpreter to others. With one core, or with small bodies, there is
 nothing to win and the source's own thread hands in.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from edge_agent.capture.predictions import Predictor
 from edge_agent.clock_quality import COLUMN, EARLIEST_MS, ClockQuality, ClockWatch
 from edge_agent.errors import ConfigError
 from edge_agent.sections import ReportConfig
@@ -98,19 +99,37 @@ class Transforms:
     Args:
         steps: in order.
         rejects: what the steps left out, by reason.
+        predictor: the models that look at what the steps leave; they answer on a thread of their own.
+        later: the steps after the models have answered.
     """
 
-    def __init__(self, steps: tuple[Step, ...], rejects: Rejects) -> None:
+    def __init__(
+        self, steps: tuple[Step, ...], rejects: Rejects, predictor: Predictor | None = None, later: tuple[Step, ...] = ()
+    ) -> None:
         self._steps = steps
+        self._later = later
+        self.predictor = predictor
         self.rejects = rejects
 
     def __call__(self, batch: SampleBatch) -> SampleBatch:
-        """Return the part of a batch that may be stored; empty where nothing may or need be."""
-        for step in self._steps:
-            if not len(batch):
-                return batch
-            batch = step(batch)
-        return batch
+        """Return the part of a batch that may be stored; empty where nothing may or need be. No model is asked."""
+        return self.after(self.before(batch))
+
+    def before(self, batch: SampleBatch) -> SampleBatch:
+        """The batch as the models get it."""
+        return _through(self._steps, batch)
+
+    def after(self, batch: SampleBatch) -> SampleBatch:
+        """The part of a batch with its predictions that may be stored."""
+        return _through(self._later, batch)
+
+
+def _through(steps: tuple[Step, ...], batch: SampleBatch) -> SampleBatch:
+    for step in steps:
+        if not len(batch):
+            return batch
+        batch = step(batch)
+    return batch
 
 
 def build_transforms(
@@ -118,7 +137,7 @@ def build_transforms(
     report: ReportConfig | None,
     redaction_key: bytes,
     watch: ClockWatch,
-    annotate: Step | None,
+    predictor: Predictor | None,
 ) -> Transforms:
     """The steps that a stream's contract and its source's configuration ask for.
 
@@ -132,17 +151,16 @@ def build_transforms(
         # A contract from before this word existed would refuse it.
         unset = ClockQuality.NONE if not column.allowed or ClockQuality.NONE in column.allowed else ClockQuality.UNSYNCHRONISED
         steps.append(_stamp(watch.judge, unset))
-    if annotate is not None:
-        steps.append(annotate)
+    later: list[Step] = []
     if report is not None:
         report.check_against(contract)
-        steps.append(ChangeReport(report, rejects))
+        later.append(ChangeReport(report, rejects))
     if contract.has_redaction:
         # Last, so that nothing can put back what it took away.
         from edge_agent.redaction import BatchRedactor  # noqa: PLC0415 # loaded only where a contract asks for it
 
-        steps.append(BatchRedactor(contract, redaction_key, rejects))
-    return Transforms(tuple(steps), rejects)
+        later.append(BatchRedactor(contract, redaction_key, rejects))
+    return Transforms(tuple(steps), rejects, predictor, tuple(later))
 
 
 def read_redaction_key(path: Path | None) -> bytes:

@@ -1,8 +1,12 @@
 """A model on this device: its settings, and the messages to the processes that check and run it."""
 
+import re
+from typing import Literal
+
 import msgspec
 
 from edge_agent.errors import ConfigError
+from edge_agent.models.local_consumers import ConsumerConfig
 from schemas.ids import StreamName
 from schemas.model import MAX_MODEL_BYTES, MODEL_ANSWER_MS, MODEL_LOAD_S, MODEL_MEMORY_MIB, ModelSpec
 from schemas.rollout import MODEL_NAME, Desired
@@ -10,6 +14,7 @@ from schemas.rollout import MODEL_NAME, Desired
 MIN_MEMORY_MIB = 96  # what the runtime takes before any model
 MAX_MS = 600_000
 MAX_LOAD_S = 600
+_PREFIX = re.compile(r"([a-z][a-z0-9_]{0,30})?")
 
 
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -18,7 +23,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         name: the model's name in the repository.
         root: path of the trusted TUF root metadata (`root.json`), brought to the device with its certificate.
-        streams: the streams whose pictures it looks at.
+        streams: the streams whose samples it looks at.
         probation_s: how long a new version is watched before the old one is given up.
         self_test: whether a new version must answer the golden input before it is activated.
         labels: what its answers mean; empty: as the signed metadata say.
@@ -28,6 +33,18 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         max_memory_mib: private memory of the model's process, runtime and picture included.
         max_ms: how long one picture may take; the process is ended after that.
         max_load_s: how long loading may take.
+        max_waiting: samples that may wait for the model; beyond that they are stored without a prediction, and counted.
+        max_held_mib: payloads that may wait behind the one the model looks at.
+        when_busy: "skip": capture never waits for the model. "wait": it does, and every sample gets its prediction; for
+            sources that lose nothing by that, such as a folder.
+        prefix: begins the names of its columns, so that several models can look at one stream.
+        after: the model of this device whose boxes it looks at, instead of the whole picture. Only a classifier can.
+        max_crops: so many of the best boxes it looks at.
+        shadow_frames: pictures on which a new version is compared with the one that answers, before it takes over; 0: none.
+            Both processes run meanwhile.
+        shadow_every: it looks at every so manieth picture.
+        shadow_cpu_share: of the time, what it may take for that.
+        notify: programs on this device that get each answer at once.
     """
 
     name: str
@@ -42,6 +59,16 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_memory_mib: int = MODEL_MEMORY_MIB
     max_ms: int = MODEL_ANSWER_MS
     max_load_s: float = MODEL_LOAD_S
+    max_waiting: int = 256
+    max_held_mib: int = 8
+    when_busy: Literal["skip", "wait"] = "skip"
+    prefix: str = ""
+    after: str = ""
+    max_crops: int = 16
+    shadow_frames: int = 0
+    shadow_every: int = 10
+    shadow_cpu_share: float = 0.2
+    notify: tuple[ConsumerConfig, ...] = ()
 
     def __post_init__(self) -> None:
         if not MODEL_NAME.fullmatch(self.name):
@@ -52,6 +79,14 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(f"model {self.name}: probation_s, max_bytes, max_failures and max_starts must be positive")
         if self.max_memory_mib < MIN_MEMORY_MIB:
             raise ConfigError(f"model {self.name}: max_memory_mib {self.max_memory_mib} must be {MIN_MEMORY_MIB} or more")
+        if min(self.max_waiting, self.max_held_mib, self.max_crops) < 1:
+            raise ConfigError(f"model {self.name}: max_waiting, max_held_mib and max_crops must be positive")
+        if self.shadow_frames < 0 or self.shadow_every < 1 or not 0 < self.shadow_cpu_share <= 1:
+            raise ConfigError(f"model {self.name}: shadow_frames from 0, shadow_every from 1, shadow_cpu_share within 0 and 1")
+        if not _PREFIX.fullmatch(self.prefix):
+            raise ConfigError(
+                f"model {self.name}: prefix {self.prefix[:40]!r} must be of a-z, 0-9 and '_', and start with a letter"
+            )
         if not 1 <= self.max_ms <= MAX_MS or not 0 < self.max_load_s <= MAX_LOAD_S:
             raise ConfigError(f"model {self.name}: max_ms must be within 1 and {MAX_MS}, max_load_s within 0 and {MAX_LOAD_S}")
 
@@ -73,13 +108,23 @@ class GoldenRequest(msgspec.Struct, frozen=True, tag="golden"):
 
 
 class PictureRequest(msgspec.Struct, frozen=True, tag="picture"):
-    """Ask for label and score of a picture, given as bytes or, where it is large, as the path of a file."""
+    """Ask about a picture, given as bytes or, where it is large, as the path of a file; with `crops`, about each of them.
+
+    The answer is a list of columns and values, one for each crop or for the picture.
+    """
 
     body: bytes = b""
     path: str = ""
+    crops: tuple[tuple[float, float, float, float], ...] = ()
 
 
-Request = GoldenRequest | PictureRequest
+class RowsRequest(msgspec.Struct, frozen=True, tag="rows"):
+    """Ask about rows, with a value for each column of the model; the answer is a list of columns and values, one for each."""
+
+    rows: tuple[tuple[float | None, ...], ...]
+
+
+Request = GoldenRequest | PictureRequest | RowsRequest
 
 
 class TrustOptions(msgspec.Struct, frozen=True):

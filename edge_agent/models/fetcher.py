@@ -274,6 +274,7 @@ class ModelFetcher:
         pieces: the way to the repository.
         options: what the check needs.
         open_check: starts the check of one model.
+        preflight: refuses a model by its signed description, before its bytes are fetched.
     """
 
     def __init__(
@@ -281,7 +282,9 @@ class ModelFetcher:
         pieces: PieceFetcher,
         options: TrustOptions,
         open_check: Callable[[TrustOptions], AbstractContextManager[Check]] = trust_process,
+        preflight: Callable[[ModelSpec], None] = lambda _spec: None,
     ) -> None:
+        self._preflight = preflight
         self._pieces = pieces
         self._options = options
         self._open_check = open_check
@@ -298,7 +301,7 @@ class ModelFetcher:
 
         Raises:
             UntrustedModelError: tampered, rolled back, foreign, or signed as another model.
-            ModelUnfitError: too large for this device.
+            ModelUnfitError: too large for this device, or it needs what is not here.
             ModelError: the repository cannot be reached or is expired by this device's clock, or the disk refuses.
         """
         files: dict[str, str] = {}
@@ -306,6 +309,7 @@ class ModelFetcher:
             self._fetched.mkdir(parents=True, exist_ok=True)
             with self._open_check(self._options) as check:
                 vouched = self._ask(check, TrustRequest(desired, files))
+                self._preflight(vouched.spec)
                 path = held(vouched.spec.version, vouched.digest)
                 if path is None:
                     vouched = self._ask(check, TrustRequest(desired, files, str(into.absolute())))

@@ -1,35 +1,34 @@
-"""Run an ONNX image classifier on one thread, as the target of the model's process. It needs the `infer` extra.
+"""Run an ONNX model on one thread, as the target of the model's process. It needs the `infer` extra.
 
 See `catchment.runtime.worker.child` for the process itself.
 """
 
-import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from edge_agent.errors import ConfigError, ModelError, ModelUnfitError, UnreadablePictureError
-from edge_agent.models.config import DECODED, GoldenRequest, LoadOptions, Request
-from schemas.model import ImageInput, ModelSpec, golden_input
-from schemas.picture_format import HEAD_BYTES, PictureFormat, picture_format
+from edge_agent.errors import ConfigError, ModelError, ModelUnfitError
+from edge_agent.models.answers import read_answers
+from edge_agent.models.config import DECODED, GoldenRequest, LoadOptions, PictureRequest, Request
+from edge_agent.models.picture_input import read_tensors
+from schemas.model import ModelSpec, golden_input, golden_step
+from schemas.model_tasks import Classify, Detect, RowInput
 
 try:
     import numpy as np
     import onnxruntime
-    from PIL import Image
 except ImportError as error:  # pragma: no cover  # the bare install
     raise ConfigError(f"a model is configured, but {error.name} is missing; install catchment[infer]") from error
 
-MAX_PICTURE_PIXELS = 100_000_000
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 _NO_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate", "out of memory")
 _QUIET = 4  # fatal only: the runtime writes to standard error by itself
 
 
-class Classifier:
+class LoadedModel:
     """One loaded model.
 
     Args:
@@ -56,14 +55,14 @@ class Classifier:
             _raise_if_out_of_memory(error)
             raise ModelUnfitError(f"{spec.name} version {spec.version} does not load: {error}") from error
         self._input, self._type = self._chosen_input()
-        self._output = self._chosen_output()
+        self._outputs = self._chosen_outputs()
 
     def _chosen_input(self) -> tuple[str, Any]:
         inputs = self._session.get_inputs()
         kind = _TYPES.get(inputs[0].type) if len(inputs) == 1 else None
         if kind is None:
             raise ModelUnfitError(f"{self.spec.name}: needs one input of floating numbers, has {[i.type for i in inputs]}")
-        wanted, given = inputs[0].shape, self.spec.input.shape
+        wanted, given = inputs[0].shape, self.spec.shape
         fits = len(wanted) == len(given) and all(
             not isinstance(size, int) or size == mine for size, mine in zip(wanted, given, strict=True)
         )
@@ -71,82 +70,74 @@ class Classifier:
             raise ModelUnfitError(f"{self.spec.name}: its input is {wanted}, its metadata say {list(given)}")
         return inputs[0].name, kind
 
-    def _chosen_output(self) -> str:
-        for output in self._session.get_outputs():
-            if output.type in _TYPES and self.spec.output in ("", output.name):
-                return str(output.name)
-        raise ModelUnfitError(f"{self.spec.name}: has no output {self.spec.output!r} of floating numbers")
+    def _chosen_outputs(self) -> list[str]:
+        there = [str(output.name) for output in self._session.get_outputs() if output.type in _TYPES]
+        task = self.spec.task
+        if isinstance(task, Detect) and task.layout == "boxes-scores":
+            wanted = [task.boxes, task.scores]
+        else:
+            wanted = [task.boxes if isinstance(task, Detect) else self.spec.output]
+        chosen = [name or (there[0] if there else "") for name in wanted]
+        if not there or any(name not in there for name in chosen):
+            raise ModelUnfitError(f"{self.spec.name}: has no output {' and '.join(map(repr, wanted))} of floating numbers")
+        return chosen
 
     def answers_to_golden(self) -> list[float]:
-        """The answers to the golden input.
+        """The answers to the golden input, of many every n-th.
 
         Raises:
             ModelError: the model fails on it.
         """
-        shape = self.spec.input.shape
-        return self._run(np.asarray(golden_input(math.prod(shape)), dtype=self._type).reshape(shape))
+        shape = self.spec.shape
+        found = self._run(np.asarray(golden_input(math.prod(shape)), dtype=self._type).reshape(shape))
+        answers = np.concatenate([np.asarray(output, dtype=np.float64).reshape(-1) for output in found])
+        if not answers.size:
+            raise ModelError(f"{self.spec.name} version {self.spec.version} answers nothing")
+        # One published by the release before has all of its answers.
+        step = 1 if len(self.spec.golden) == answers.size else golden_step(answers.size)
+        sampled: list[float] = answers[::step].tolist()
+        return sampled
 
-    def predict(self, tensor: Any) -> tuple[str, float]:
-        """The label of a picture and how sure the model is, 0..1.
-
-        Args:
-            tensor: the picture, as `tensor` gives it.
-
-        Raises:
-            ModelError: the model fails on it.
-        """
-        answers = self._run(tensor)
-        if self.spec.softmax:
-            answers = _softmax(answers)
-        if not all(map(math.isfinite, answers)):
-            raise ModelError(f"{self.spec.name} version {self.spec.version} answers with numbers that are not finite")
-        best = max(range(len(answers)), key=answers.__getitem__)
-        label = self._labels[best] if best < len(self._labels) else str(best)
-        return label, min(1.0, max(0.0, answers[best]))
-
-    def tensor(self, payload: bytes | Path) -> Any:
-        """The picture as the model takes it.
+    def look_at(self, request: PictureRequest, note: Callable[[bytes], None]) -> list[Mapping[str, Any]]:
+        """Columns of the prediction for a picture, or for each of its crops.
 
         Raises:
             UnreadablePictureError: the picture cannot be decoded.
+            ModelError: the model fails on it.
         """
-        try:
-            pixels = self._pixels(payload)
-        except UnreadablePictureError:
-            raise
-        except (Exception, MemoryError) as error:
-            # A decoder that meets hostile bytes raises anything, and one that meets a large picture takes what it claims.
-            raise UnreadablePictureError(f"a picture cannot be decoded: {type(error).__name__}: {error}") from error
-        return as_tensor(pixels, self.spec.input).astype(self._type)
+        if self.spec.image is None:
+            raise ModelError(f"{self.spec.name} looks at columns, not at pictures")
+        payload = Path(request.path) if request.path else request.body
+        is_coarse = isinstance(self.spec.task, Classify)
+        tensors = read_tensors(payload, self.spec.image, request.crops, is_coarse=is_coarse)
+        note(DECODED)
+        return [
+            read_answers(self.spec, self._labels, self._run(tensor.astype(self._type)), placement)
+            for tensor, placement in tensors
+        ]
 
-    def _pixels(self, payload: bytes | Path) -> Any:
-        wanted = self.spec.input
-        with io.BytesIO(payload) if isinstance(payload, bytes) else payload.open("rb") as file:
-            kind = picture_format(file.read(HEAD_BYTES))
-            if kind is None:
-                raise UnreadablePictureError(f"not a picture; {', '.join(PictureFormat)} are read")
-            file.seek(0)
-            with Image.open(file, formats=(kind.upper(),)) as picture:
-                if picture.width * picture.height > MAX_PICTURE_PIXELS:
-                    raise UnreadablePictureError(f"a picture of {picture.width} x {picture.height} px is too large for the model")
-                mode = "L" if wanted.colour == "grey" else "RGB"
-                picture.draft(mode, (wanted.width, wanted.height))
-                # Converting to the mode it has already would copy the whole picture.
-                plain: Image.Image = picture if picture.mode == mode else picture.convert(mode)
-                small = plain.resize((wanted.width, wanted.height), Image.Resampling.BILINEAR)
-        return np.asarray(small, dtype=np.float32)
+    def look_at_rows(self, rows: Sequence[Sequence[float | None]]) -> list[Mapping[str, Any]]:
+        """Columns of the prediction for each row.
 
-    def _run(self, tensor: Any) -> list[float]:
+        Raises:
+            ModelError: the model fails on them.
+        """
+        wanted = self.spec.rows
+        if wanted is None:
+            raise ModelError(f"{self.spec.name} looks at pictures, not at columns")
+        found = self._run(_row_tensor(rows, wanted).astype(self._type))
+        if any(len(output) != len(rows) for output in found):
+            raise ModelError(f"{self.spec.name} gives {len(found[0])} answers for {len(rows)} rows")
+        return [read_answers(self.spec, self._labels, [output[at] for output in found], None) for at in range(len(rows))]
+
+    def _run(self, tensor: Any) -> list[Any]:
         try:
-            (found,) = self._session.run([self._output], {self._input: tensor})
-            answers = np.asarray(found, dtype=np.float64).reshape(-1)
+            found: list[Any] = self._session.run(self._outputs, {self._input: tensor})
         except Exception as error:
             # The runtime's exceptions share no base but Exception.
             _raise_if_out_of_memory(error)
             raise ModelError(f"{self.spec.name} version {self.spec.version} fails: {error}") from error
-        if not answers.size:
-            raise ModelError(f"{self.spec.name} version {self.spec.version} answers nothing")
-        return [float(answer) for answer in answers]
+        return found
 
 
 def _raise_if_out_of_memory(error: Exception) -> None:
@@ -155,28 +146,20 @@ def _raise_if_out_of_memory(error: Exception) -> None:
         raise MemoryError from error
 
 
-def as_tensor(pixels: Any, wanted: ImageInput) -> Any:
-    """Pixels (height, width[, 3]) of 0..255 as the input tensor of one picture."""
-    planes = pixels.reshape(wanted.height, wanted.width, wanted.channels)
-    if wanted.colour == "bgr":
-        planes = planes[:, :, ::-1]
-    planes = planes * np.float32(wanted.scale)
+def _row_tensor(rows: Sequence[Sequence[float | None]], wanted: RowInput) -> Any:
+    values = np.asarray([[math.nan if value is None else value for value in row] for row in rows], dtype=np.float64)
+    if values.shape != (len(rows), len(wanted.columns)):
+        raise ModelError(f"rows of shape {list(values.shape)}, and the model takes {len(wanted.columns)} columns")
+    if wanted.fill:
+        values = np.where(np.isnan(values), np.asarray(wanted.fill), values)
     if wanted.mean:
-        planes = planes - np.asarray(wanted.mean, dtype=np.float32)
+        values = values - np.asarray(wanted.mean)
     if wanted.std:
-        planes = planes / np.asarray(wanted.std, dtype=np.float32)
-    if wanted.layout == "nchw":
-        planes = planes.transpose(2, 0, 1)
-    return np.ascontiguousarray(planes).reshape(wanted.shape)
+        values = values / np.asarray(wanted.std)
+    return values
 
 
-def _softmax(answers: list[float]) -> list[float]:
-    top = max(answers)
-    powers = [math.exp(answer - top) for answer in answers]
-    return [power / sum(powers) for power in powers]
-
-
-def open_classifier(options: bytes, note: Callable[[bytes], None]) -> Callable[[bytes], bytes]:
+def open_model(options: bytes, note: Callable[[bytes], None]) -> Callable[[bytes], bytes]:
     """Load the model that the options name.
 
     Raises:
@@ -184,14 +167,14 @@ def open_classifier(options: bytes, note: Callable[[bytes], None]) -> Callable[[
         MemoryError: it needs more than the process may have.
     """
     given = msgspec.msgpack.decode(options, type=LoadOptions)
-    classifier = Classifier(Path(given.path), given.spec, given.labels)
+    model = LoadedModel(Path(given.path), given.spec, given.labels)
 
     def handle(body: bytes) -> bytes:
         request = msgspec.msgpack.decode(body, type=Request)
         if isinstance(request, GoldenRequest):
-            return msgspec.msgpack.encode(classifier.answers_to_golden())
-        tensor = classifier.tensor(Path(request.path) if request.path else request.body)
-        note(DECODED)
-        return msgspec.msgpack.encode(classifier.predict(tensor))
+            return msgspec.msgpack.encode(model.answers_to_golden())
+        if isinstance(request, PictureRequest):
+            return msgspec.msgpack.encode(model.look_at(request, note))
+        return msgspec.msgpack.encode(model.look_at_rows(request.rows))
 
     return handle

@@ -167,6 +167,16 @@ class StateFile:
             log.warning("model_state_copy_not_written", path=str(second), reason=str(error))
 
 
+def peek_active(folder: Path) -> Installed | None:
+    """The version that is active, without touching anything: for programs next to the agent. None: none, or unreadable."""
+    for name in NAMES:
+        try:
+            return _decode(folder / name)[0].active
+        except (OSError, _DamagedError):
+            continue
+    return None
+
+
 def _encode(state: StoreState) -> bytes:
     plain = msgspec.json.encode(state)
     return plain[:-1] + b',"sha256":"' + hashlib.sha256(plain).hexdigest().encode() + b'"}'

@@ -2,13 +2,13 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import structlog
 
 from catchment.runtime.clock import Backoff, Clock
-from edge_agent.documents.gate import DocumentInbox
 from edge_agent.errors import (
     ConfigError,
     ModelDiedError,
@@ -20,26 +20,40 @@ from edge_agent.errors import (
     UntrustedModelError,
 )
 from edge_agent.models.config import ModelConfig, TrustOptions
+from edge_agent.models.device_class import Preflight
 from edge_agent.models.fetcher import ModelFetcher, PieceFetcher
 from edge_agent.models.loader import ModelLoader
-from edge_agent.models.model_process import ModelProblem, RunningModel, check_extra
+from edge_agent.models.model_process import ModelProcess, check_extra
+from edge_agent.models.running import ModelProblem, RunningModel
 from edge_agent.models.state import MAX_ATTEMPTS, Installed
 from edge_agent.models.store import ModelStore
-from edge_agent.models.wanted import WantedModel
+from edge_agent.models.tallying import Shadow
+from edge_agent.models.wanted import Orders, WantedModel
 from edge_agent.sources.api import SampleBatch
 from edge_agent.uplink.downlink import ModelRequest
 from schemas.envelope import Properties
-from schemas.reported import ModelReport
-from schemas.rollout import Desired, DesiredModels
+from schemas.model_tasks import Classify
+from schemas.reported import ModelFigures, ModelReport
+from schemas.rollout import Desired
 
 _WAIT_S = 1.0
 _FIRST_RETRY_S = 15.0
 _LONGEST_RETRY_S = 3_600.0
 _LONGEST_REVIVE_S = 60.0
 _KEEP_WATCHED_EVERY_S = 30.0
+_LONGEST_SHADOW_S = 86_400.0
 _MANY_ANSWERS = 100  # a process that gave so many was no crash at once
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedVersion:
+    """A version that is loaded and not in use yet."""
+
+    wanted: Desired
+    installed: Installed
+    process: ModelProcess
 
 
 class ModelUpdater:
@@ -69,7 +83,7 @@ class ModelUpdater:
         send_request: Callable[[ModelRequest], None],
         clock: Clock,
         piece_timeout_s: float = 5.0,
-        orders: DocumentInbox[DesiredModels] | None = None,
+        orders: Orders | None = None,
     ) -> None:
         check_extra()
         self._config = config
@@ -78,13 +92,15 @@ class ModelUpdater:
         self.store = ModelStore(folder)
         self._pieces = PieceFetcher(send_request, timeout_s=piece_timeout_s)
         metadata, fetched = (str((folder / name).absolute()) for name in ("metadata", "fetched"))
-        self._fetcher = ModelFetcher(self._pieces, TrustOptions(_root(config), metadata, fetched, config.max_bytes))
+        options = TrustOptions(_root(config), metadata, fetched, config.max_bytes)
+        self._fetcher = ModelFetcher(self._pieces, options, preflight=Preflight(config).check)
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._wanted = WantedModel(config.name, orders, clock, self._on_change)
         self.worker: threading.Thread | None = None
         self._loader = ModelLoader(self.store, config)
-        self.running = RunningModel(self._wake)
+        self.running = RunningModel(self._wake, config.prefix)
+        self._candidate: LoadedVersion | None = None
         self._resting = ""
         self._revive_s = 0.0
         self._revive_at_s = 0.0
@@ -183,6 +199,7 @@ class ModelUpdater:
         """
         self._watch_probation()
         self._wanted.decide()
+        self._watch_shadow()
         self._look_after_running()
         if self._due() is not None and (self.worker is None or not self.worker.is_alive()):
             # A daemon: a download must not keep the agent from stopping, and a kill in the middle of it is harmless.
@@ -197,6 +214,7 @@ class ModelUpdater:
         self._loader.close()
         if self.worker is not None:
             self.worker.join(_WAIT_S * 5)
+        self.running.compare_with(None)
         self.running.use(None)
         try:
             self.store.note_stop(self._watched_s)
@@ -241,6 +259,8 @@ class ModelUpdater:
         wanted = self._wanted.current  # its lock comes before ours
         with self._lock:
             state = self.store.state
+            if self._candidate is not None:
+                return None
             if wanted is None or wanted.version in state.refused or self._clock.monotonic_s() < self._retry_at_s:
                 return None
             return None if state.active is not None and state.active.version == wanted.version else wanted
@@ -323,6 +343,16 @@ class ModelUpdater:
             self.store.discard_incoming()
             raise
         fresh = self._loader.load_new(installed)
+        if self._config.shadow_frames and self.running.process is not None and isinstance(installed.spec.task, Classify):
+            with self._lock:
+                self._candidate = LoadedVersion(wanted, installed, fresh)
+                self.running.compare_with(self._shadow_of(fresh))
+            log.info("model_compared", model=wanted.name, version=wanted.version, frames=self._config.shadow_frames)
+            return
+        self._switch(LoadedVersion(wanted, installed, fresh))
+
+    def _switch(self, candidate: LoadedVersion) -> None:
+        wanted, installed, fresh = candidate.wanted, candidate.installed, candidate.process
         try:
             with self._wanted.holding(wanted), self._lock:
                 self.store.activate(installed)
@@ -333,6 +363,39 @@ class ModelUpdater:
             raise
         self.running.use(fresh)
         log.info("model_active", model=wanted.name, version=wanted.version, rollout=wanted.rollout)
+
+    def _shadow_of(self, process: ModelProcess) -> Shadow:
+        return Shadow(
+            process,
+            every=self._config.shadow_every,
+            cpu_share=self._config.shadow_cpu_share,
+            frames=self._config.shadow_frames,
+            longest_s=_LONGEST_SHADOW_S,
+            began_s=self._clock.monotonic_s(),
+        )
+
+    def _watch_shadow(self) -> None:
+        """End the comparison of a candidate: it takes over once enough was compared, unless it is not wanted any more."""
+        candidate = self._candidate
+        shadow = self.running.shadow
+        if candidate is None or shadow is None:
+            return
+        is_wanted = candidate.wanted == self._wanted.current
+        if is_wanted and not shadow.failure and not shadow.is_over(self._clock.monotonic_s()):
+            return
+        self._candidate = None
+        if not is_wanted or shadow.failure:
+            self.running.compare_with(None)
+            if is_wanted:
+                self._refuse(candidate.wanted.version, f"its process died while it was compared: {shadow.failure}")
+            return
+        self.running.take_shadow()
+        try:
+            self._switch(candidate)
+        except ModelNotWantedError as error:
+            log.info("model_not_wanted", model=candidate.wanted.name, version=candidate.wanted.version, reason=str(error))
+        except ModelError as error:
+            self._block(candidate.wanted, str(error))
 
     # -- what capture and the report ask ----------------------------------------------------------------------------
 
@@ -353,7 +416,12 @@ class ModelUpdater:
             else:
                 kind, reason = ("active" if state.active is not None else "none"), self._resting
             on_probation = True if state.on_probation else msgspec.UNSET
-            return (ModelReport(self._config.name, self._version(), kind, reason, state.refused, on_probation),)
+            figures = ModelFigures(
+                self._config.max_memory_mib, self.running.peak_mib(), self._config.max_ms, dict(self.running.counts)
+            )
+            tallies = self.running.tallies() or msgspec.UNSET
+            line = ModelReport(self._config.name, self._version(), kind, reason, state.refused, on_probation)
+            return (msgspec.structs.replace(line, figures=figures, tallies=tallies),)
 
     def _version(self) -> int:
         active = self.store.state.active

@@ -8,13 +8,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Protocol
 
 import structlog
 
 from catchment.runtime.clock import Clock
 from edge_agent.clock_quality import EARLIEST_MS
 from edge_agent.config import AgentConfig
-from edge_agent.documents.gate import CounterFile, DocumentGate, DocumentInbox
+from edge_agent.documents.gate import AdmittedDocument, CounterFile, DocumentGate, DocumentInbox
 from edge_agent.documents.trust import director_trust
 from edge_agent.errors import ModelError, ModelNotWantedError
 from schemas.errors import SchemaError
@@ -39,6 +40,23 @@ def open_orders(config: AgentConfig, clock: Clock) -> DocumentInbox[DesiredModel
 _MAX_ROUNDS = 5
 
 
+class Orders(Protocol):
+    """Admits signed desired states."""
+
+    def hand_in(self, body: bytes) -> None:
+        """Take a message in."""
+        ...
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a message has come that is to be decided about now."""
+        ...
+
+    def take_admitted(self) -> AdmittedDocument[DesiredModels] | None:
+        """Decide about the messages that have come; the order to follow from now on, if there is a new one."""
+        ...
+
+
 class WantedModel:
     """The newest order for one model. Any thread may call.
 
@@ -49,9 +67,7 @@ class WantedModel:
         on_change: called when another version, or none, is wanted.
     """
 
-    def __init__(
-        self, name: str, orders: DocumentInbox[DesiredModels] | None, clock: Clock, on_change: Callable[[], None]
-    ) -> None:
+    def __init__(self, name: str, orders: Orders | None, clock: Clock, on_change: Callable[[], None]) -> None:
         self._name = name
         self._orders = orders
         self._clock = clock

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from schemas.redaction import ImageRedact
+from schemas.contract import ImageRedact
 
 _LOCK = threading.Lock()
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 
 from edge_agent.errors import UnredactableError
 from edge_agent.pictures.child import as_errors
-from schemas.redaction import ImageRedact
+from schemas.contract import ImageRedact
 
 # Which pixels of a picture must not be seen: shares, pixel boxes and labelme's shapes, made into whole pixel boxes. Pure.
 MAX_BOXES = 4_096
@@ -125,7 +125,7 @@ class PictureRedactor:
             picture: Image.Image = opened.convert("RGB" if opened.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV") else opened.mode)
         for box in boxes:
             _hide(picture, box, self._redact.how)
-        # A new picture of the same pixels: nothing the old one carried beside them (place, thumbnail, comment) comes along.
+        # A new picture of the same pixels: nothing the old one carried next to them (place, thumbnail, comment) comes along.
         bare = Image.new(picture.mode, picture.size)
         bare.paste(picture)
         out = io.BytesIO()

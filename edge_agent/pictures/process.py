@@ -15,7 +15,7 @@ from catchment.runtime.worker.outcome import Answered, Closed, Outcome, Refused
 from catchment.runtime.worker.process import WorkerProcess, WorkerSpec
 from edge_agent.errors import ConfigError, SourceError
 from edge_agent.pictures.child import InspectRequest, PictureRequest, RedactRequest
-from schemas.redaction import ImageRedact
+from schemas.contract import ImageRedact
 
 Kind = Literal["inspect", "redact"]
 _TARGET = "edge_agent.pictures.child:open_decoder"

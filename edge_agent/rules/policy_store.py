@@ -59,7 +59,7 @@ def read_seen(folder: Path, public_key: str) -> int:
     if not word.isdigit() or text != _note(int(word), key):
         log.error("edge_policy_version_note_damaged", hint="the version of the stored policy counts", file=str(path))
         return 0
-    # Whoever trusts another key counts from its first policy on.
+    # A device that trusts another key counts from its first policy on.
     return int(word) if key == public_key else 0
 
 

@@ -1,7 +1,8 @@
 """One source's batches through the rules of its stream: which samples go on, and how valuable each is."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, Protocol
 
@@ -10,9 +11,10 @@ import structlog
 from catchment.rules.evaluator import EdgeEvaluator
 from catchment.rules.rule import SqlExpression, columns_read
 from edge_agent.inspect import BatchInspector
+from edge_agent.rules.upload_choice import LEFT_OUT, UploadChoice, with_shares
 from edge_agent.sources.api import SampleBatch
 from schemas.contract import ColumnType, Contract
-from schemas.edge_policy import EdgeAction, EdgeInspect, EdgePolicy, EdgeRule
+from schemas.edge_policy import EdgeAction, EdgeInspect, EdgePolicy, EdgeRule, upload_columns
 from schemas.envelope import EVENT_TIME
 from schemas.errors import EdgeRuleError
 
@@ -115,6 +117,14 @@ def whole(batch: SampleBatch, priority: int) -> Filtered:
     return Filtered(((priority, batch),) if len(batch) else ())
 
 
+def _filtered(decisions: Decisions, batch: SampleBatch) -> Filtered:
+    """The groups that were decided on."""
+    if not decisions.left_out and len(decisions.kept) == 1:
+        return Filtered(tuple((priority, batch) for priority in decisions.kept))
+    groups = tuple((priority, batch.take(rows)) for priority, rows in sorted(decisions.kept.items()))
+    return Filtered(groups, decisions.left_out)
+
+
 def apply_filter(rule_filter: "RuleFilter | None", batch: SampleBatch, priority: int) -> Filtered:
     """Apply the filter to a batch; without one, keep all of it."""
     return whole(batch, priority) if rule_filter is None else rule_filter(batch)
@@ -146,6 +156,7 @@ class RuleFilter:
         priority: of samples no rule speaks of.
         filled: how full the spool is, 0 to 1.
         requested: inspectors that the configuration names, next to those of the policy.
+        now_s: a clock that never goes back, seconds, for upload budgets.
     """
 
     def __init__(
@@ -156,7 +167,10 @@ class RuleFilter:
         priority: int,
         filled: Callable[[], float],
         requested: Sequence[EdgeInspect] = (),
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._now_s = now_s
+        self._upload: UploadChoice | None = None
         self._book = book
         self._contract = contract
         self._device = device
@@ -182,7 +196,7 @@ class RuleFilter:
         for failed in inspected.failures:
             self._book.uninspected(self._contract.name, failed.inspector, failed.samples, failed.reason)
         if self._evaluator is None:
-            return whole(batch, self._priority)
+            return self._within_budget(whole(batch, self._priority), [list(range(len(batch)))], {})
         try:
             results = self._evaluator.evaluate(self._columns(inspected.for_rules, self._evaluator.columns), len(batch))
         except EdgeRuleError as error:
@@ -192,13 +206,49 @@ class RuleFilter:
         filled = self._filled() if any(rule.pressure for rule in self._rules) else 0.0
         chance = chances(self._device, self._contract.name, batch)
         decisions = decide(self._rules, results, len(batch), self._priority, filled, chance)
-        if not decisions.left_out and len(decisions.kept) == 1:
-            return Filtered(tuple((priority, batch) for priority in decisions.kept))
-        groups = tuple((priority, batch.take(rows)) for priority, rows in sorted(decisions.kept.items()))
-        return Filtered(groups, decisions.left_out)
+        filtered = _filtered(decisions, batch)
+        if self._upload is None:
+            return filtered
+        rows = [rows for _, rows in sorted(decisions.kept.items())]
+        return self._within_budget(filtered, rows, self._deciding(results, len(batch), filled))
+
+    def _deciding(self, results: Sequence[RuleResults], rows: int, filled: float) -> dict[int, EdgeRule]:
+        """The rule that decides about each row, where one does."""
+        choosing = [
+            (rule, matches)
+            for rule, matches in zip(self._rules, results, strict=True)
+            if rule.action is not EdgeAction.PRIORITY and rule.pressure <= filled
+        ]
+        first = {row: next((rule for rule, matches in choosing if matches[row]), None) for row in range(rows)}
+        return {row: rule for row, rule in first.items() if rule is not None}
+
+    def _within_budget(self, filtered: Filtered, rows: Sequence[Sequence[int]], deciding: Mapping[int, EdgeRule]) -> Filtered:
+        """What of the filtered samples the upload budget takes, each with its chance. A rule of action keep goes before it.
+
+        Args:
+            filtered: what the rules leave.
+            rows: for each group of it, the rows of the batch.
+            deciding: row -> the rule that decided about it.
+        """
+        if self._upload is None:
+            return filtered
+        groups: list[tuple[int, SampleBatch]] = []
+        left_out = 0
+        for (priority, group), places in zip(filtered.groups, rows, strict=True):
+            ruled = {at: deciding[row] for at, row in enumerate(places) if row in deciding}
+            forced = frozenset(at for at, rule in ruled.items() if rule.action is EdgeAction.KEEP)
+            rates = {at: rule.rate for at, rule in ruled.items() if rule.action is EdgeAction.SAMPLE}
+            chosen = self._upload(group, forced, rates)
+            left_out += len(group) - len(chosen.rows)
+            if chosen.rows:
+                taken = group.take(chosen.rows)
+                groups.append((priority, replace(taken, columns=with_shares(taken, chosen.shares))))
+        counts = {LEFT_OUT: left_out} if left_out else {}
+        return Filtered(tuple(groups), {**filtered.left_out, **counts})
 
     def _compile(self, policy: EdgePolicy | None) -> None:
         self._policy, self._evaluator, self._rules, self._logged = policy, None, (), set()
+        self._upload = None if policy is None else self._upload_of(policy)
         stream_rules = () if policy is None else policy.streams.get(self._contract.name, ())
         steps = () if policy is None else policy.inspect.get(self._contract.name, ())
         self._inspector = BatchInspector.opened(self._contract, (*self._requested, *steps))
@@ -210,6 +260,18 @@ class RuleFilter:
             self._tell_suspended(self._evaluator)
         if stream_rules:
             log.info("edge_rules_active", stream=self._contract.name, rules=len(self._rules))
+
+    def _upload_of(self, policy: EdgePolicy) -> UploadChoice | None:
+        """What keeps the stream's budget; None, and logged, where its contract here lacks a column for it."""
+        rule = policy.uploads.get(self._contract.name)
+        if rule is None:
+            return None
+        known = {column.name for column in self._contract.columns}
+        if missing := [name for name in upload_columns(rule) if name not in known]:
+            reason = f"the contract here lacks {', '.join(missing)}; every sample is kept"
+            self._book.suspend(self._contract.name, "upload", reason)
+            return None
+        return UploadChoice(rule, self._device, self._contract.name, self._now_s)
 
     def _compiled(self, rule: EdgeRule) -> SqlExpression | None:
         """The rule as the engine takes it; None, and logged, where it would mean something else here than in the core."""

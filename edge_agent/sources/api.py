@@ -56,6 +56,7 @@ class SampleBatch:
         position: where the source resumes after this batch; the spool stores it in the batch's own transaction, so a
             restart neither skips nor repeats. None where a source cannot resume.
         agent_clock: whether the event times were read from this machine's clock, not from the observed device.
+        urgent: n answers whether a sample is to leave before all others, because models disagree about it; None: none is.
     """
 
     event_time_us: Sequence[int]
@@ -63,6 +64,7 @@ class SampleBatch:
     payloads: Sequence[bytes | Path | None] | None = None
     position: bytes | None = field(default=None, repr=False)
     agent_clock: bool = False
+    urgent: Sequence[bool] | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.event_time_us)
@@ -79,7 +81,9 @@ class SampleBatch:
         """These rows alone, in this order; the position stays."""
         payloads = None if self.payloads is None else [self.payloads[row] for row in rows]
         columns: dict[str, Sequence[Scalar]] = {name: [values[row] for row in rows] for name, values in self.columns.items()}
-        return SampleBatch([self.event_time_us[row] for row in rows], columns, payloads, self.position, self.agent_clock)
+        urgent = None if self.urgent is None else [self.urgent[row] for row in rows]
+        times = [self.event_time_us[row] for row in rows]
+        return SampleBatch(times, columns, payloads, self.position, self.agent_clock, urgent)
 
     def with_columns(self, more: Mapping[str, Sequence[Scalar]]) -> "SampleBatch":
         """The same samples with more columns, or others in their place."""

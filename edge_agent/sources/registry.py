@@ -81,7 +81,7 @@ class GuardedSource:
 
     @property
     def complaint(self) -> str:
-        """Describe what is wrong although the source runs: samples held back, and the missing setting; empty where nothing is."""
+        """Describe what is wrong although the source runs: samples that wait, and the missing setting; empty where nothing is."""
         found = getattr(self._source, "complaint", "")
         return found if isinstance(found, str) else ""
 

@@ -266,7 +266,7 @@ def _note_refusals(db: sqlite3.Connection, receipt: Receipt) -> None:
 def _named_in_pages(db: sqlite3.Connection, page: Receipt) -> set[str] | None:
     """Note a page of a receipt; the streams that all of its pages name once the last of them is here in any order, else None.
 
-    They are kept in the spool, because an agent may be started anew between two pages. A whole receipt ends what was noted.
+    They are kept in the spool, because an agent may be started again between two pages. A whole receipt ends what was noted.
     """
     if page.pages == 1:
         if db.execute("SELECT 1 FROM receipt_page LIMIT 1").fetchone() is not None:

@@ -21,7 +21,7 @@ FILE_NAME = "spool.db"
 # overflow chains are eight times shorter. A file keeps the size it was made with.
 SMALL_PAGE_BYTES = 4_096
 LARGE_PAGE_BYTES = 32_768
-# Room beside the database file itself: the write-ahead log, and what deletes need to write on a full disk (a quarter).
+# Room next to the database file itself: the write-ahead log, and what deletes need to write on a full disk (a quarter).
 RESERVE_BYTES = 4 * 1024 * 1024
 
 # `body` is the last column: a row's head is then read without touching the overflow pages of its body.
@@ -123,7 +123,7 @@ def _add_columns(connection: sqlite3.Connection) -> None:
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
-    """Open an existing spool beside its writer, for reading alone.
+    """Open an existing spool next to its writer, for reading alone.
 
     Raises:
         sqlite3.Error: there is no such file, or it is damaged.

@@ -149,7 +149,7 @@ def _entry(row: tuple[Any, ...]) -> SpoolEntry:
 
 
 def _rows(db: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
-    """By id, some at once: an agent that runs beside must not wait for this to end before it can shorten its log."""
+    """By id, some at once: an agent that runs next to must not wait for this to end before it can shorten its log."""
     at = 0
     while True:
         rows = db.execute(f"SELECT {COLUMNS} FROM envelope WHERE id > ? ORDER BY id LIMIT ?", (at, _AT_ONCE)).fetchall()  # noqa: S608

@@ -160,7 +160,7 @@ def open_sound(folder: Path, max_bytes: int, page_bytes: int, clock: Clock, read
         end_move(path)
     except (sqlite3.Error, OSError):
         db.close()
-        # The next try makes it anew: until then it must not take the little room there is.
+        # The next try makes it again: until then it must not take the little room there is.
         forget_successor(path)
         raise
     return opened
@@ -336,7 +336,7 @@ class SpoolFiles:
 
 
 def open_files(folder: Path, max_bytes: int, page_bytes: int, clock: Clock, seal: Seal | None) -> SpoolFiles:
-    """Open what is there, make what is missing, mend what is damaged. On a full disk the reserve file is deleted for that.
+    """Open what is there, make what is missing, repair what is damaged. On a full disk the reserve file is deleted for that.
 
     Raises:
         SpoolError: the disk refuses; nothing is lost, try again later.

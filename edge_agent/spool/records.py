@@ -8,7 +8,7 @@ from edge_agent.errors import SpoolError
 from schemas.envelope import MAX_SAMPLES_PER_ENVELOPE, Span
 from schemas.ids import Digest, StreamName
 
-# What a row costs beside its body: columns, index entries, page slack. Measured as ~180 bytes, rounded up.
+# What a row costs next to its body: columns, index entries, page slack. Measured as ~180 bytes, rounded up.
 ROW_OVERHEAD_BYTES = 256
 # Above every priority that can be configured: nothing that comes in is worth more.
 KEPT_PRIORITY = 2_000_000
@@ -18,7 +18,7 @@ def eviction_priority(priority: int, *, waits_for_room: bool) -> int:
     """The highest priority that is given up for samples of this one.
 
     A stream that is never given up is worth more than any that is: all of those make way for it, and it waits only where its
-    own kind fills the spool. By its own priority it would wait beside samples that are given up the moment others come in.
+    own kind fills the spool. By its own priority it would wait next to samples that are given up the moment others come in.
     """
     return KEPT_PRIORITY - 1 if waits_for_room else priority
 

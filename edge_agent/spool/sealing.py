@@ -2,7 +2,7 @@
 
 What is sealed: every body (all columns of all samples and their payloads) and every large payload. What is not: stream
 names, seqs, counts, sizes, times of capture, priorities, hashes of large payloads and where sources resume; without them
-the spool could not be mended, evicted or checked without the key.
+the spool could not be repaired, evicted or checked without the key.
 
 A sealed body is `MAGIC`, 4 bytes that tell keys apart, a nonce of 12 random bytes, and the ciphertext with its tag. Neither
 Arrow nor zstd begins like that, so what was captured before a key was configured is sent as it is.

@@ -28,7 +28,7 @@ def free_if_full(folder: Path) -> bool:
             return False
         (folder / FILE_NAME).unlink()
     except OSError:
-        # There is none, or the disk refuses more than room: whoever asked tells of that.
+        # There is none, or the disk refuses more than room: the caller reports that.
         return False
     log.warning("reserve_file_released", bytes=RESERVE_FILE_BYTES)
     return True

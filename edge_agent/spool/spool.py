@@ -38,7 +38,7 @@ class Spool:
         max_bytes: the quota for database, bodies and large payloads together.
         linger_ms: how long an append may wait for others to share its commit.
         clock: time for epochs and lingering.
-        page_bytes: of a database that is made anew: large where bodies are.
+        page_bytes: of a database that is made again: large where bodies are.
         min_free_bytes: what is left free on the disk for others.
         seal: encrypts what is stored.
 
@@ -98,7 +98,7 @@ class Spool:
         """
         sealed = seal_append(append, self._seal)
         if self._budget.lacks_for_bodies(sealed):
-            # As rows they would pass through the log, which has no room for so much beside a full quota.
+            # As rows they would pass through the log, which has no room for so much next to a full quota.
             self._make_room(sealed.cost_bytes, append.eviction_priority)
         future = self._writer.append(self._bodies.put_all(sealed, self._budget.for_files_bytes))
         pinned = [envelope.large.digest for envelope in append.envelopes if envelope.large is not None]
@@ -301,7 +301,7 @@ class Spool:
             return database.oldest_unsettled_us(self._reader)
 
     def close(self) -> None:
-        """Commit what is pending, then let go of the files."""
+        """Commit what is pending, then close the files."""
         self._writer.close()
         if self._writer.failure is not None:
             mark_suspect(self.folder)

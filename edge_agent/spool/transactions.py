@@ -1,4 +1,4 @@
-"""One transaction of the spool: appends with eviction where room is lacking, and other changes beside them."""
+"""One transaction of the spool: appends with eviction where room is lacking, and other changes next to them."""
 
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ _EVICT_SHARE = 256
 _CANDIDATES = 512
 # With this much to spare, appends are not measured one by one: more than callers can have put into files meanwhile.
 _SPARE_BYTES = 32 * 1024 * 1024
-# Near the quota, a transaction with more rows than this finds the log at its beginning: the reserve holds no more beside it.
+# Near the quota, a transaction with more rows than this finds the log at its beginning: the reserve holds no more next to it.
 _HEAVY_BYTES = 256 * 1024
 
 log = structlog.get_logger(__name__)

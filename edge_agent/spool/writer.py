@@ -152,7 +152,7 @@ class SpoolWriter:
         while (taken := self._take()) is not None:
             try:
                 self._commit(taken)
-            except Exception as error:  # noqa: BLE001 # whatever it is, callers must hear of it: nobody may wait for ever
+            except Exception as error:  # noqa: BLE001 # whatever it is, callers must hear of it: nobody may wait permanently
                 self._fail(taken, error)
                 return
 

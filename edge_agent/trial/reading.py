@@ -21,7 +21,7 @@ from edge_agent.trial.result import Trial, tried_columns, tried_samples
 from schemas.contract import Contract
 
 _IDLE_S = 0.05
-# Long enough for a source to open and close, beside what it waits for samples.
+# Long enough for a source to open and close, next to what it waits for samples.
 _GRACE_S = 20.0
 # Options that only pace a source, or begin it where there may be nothing yet.
 _AT_ONCE: Mapping[str, Mapping[str, Any]] = {

@@ -139,7 +139,7 @@ def ask_tap(folder: Path, request: TapRequest) -> Trial:
 
 @contextlib.contextmanager
 def _listening(path: Path) -> Iterator[socket.socket]:
-    """A socket under a path of any length; the agent may connect to it whoever asks."""
+    """A socket under a path of any length; the agent may connect to it for any caller."""
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:

@@ -149,7 +149,7 @@ class Outbox:
         self._share_until_s: float | None = None
         self._parted_s = float("-inf")
         self._looked_s = float("-inf")
-        # Something may wait that a pause or the rate held back: look again without news.
+        # Something may wait that a pause or the rate limit delayed: look again without news.
         self._is_held = True
         self._is_parts_turn = False
         # Bytes that parts are ahead of envelopes, while both wait under a rate: they take turns.

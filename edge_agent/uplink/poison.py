@@ -276,7 +276,7 @@ class PoisonIsolation:
         spool: what is sent.
         park: parks an envelope, for a reason.
         draw: a random number in [0, 1).
-        times: passed to the suspicion.
+        times: passed to the detector.
     """
 
     def __init__(self, spool: Spool, park: Park, draw: Callable[[], float], times: UplinkTimes) -> None:

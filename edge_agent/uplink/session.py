@@ -221,7 +221,7 @@ class PahoSession:
         Raises:
             BrokerUnavailableError: the connection is gone.
         """
-        properties = PahoProperties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho leaves it untyped
+        properties = PahoProperties(PacketTypes.PUBLISH)
         if message.properties:
             properties.UserProperty = list(message.properties)
         if message.content_type:

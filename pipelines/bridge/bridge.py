@@ -192,7 +192,7 @@ def _places(lake: Lake, config: CoreConfig, clock: Clock, disk: Disk) -> tuple[L
 
 
 def _run_both(subscriber: Subscriber, writer: LandingWriter, stop: threading.Event) -> None:
-    """The disk thread beside the network loop; whichever fails stops the other, and its error is the one that is raised."""
+    """The disk thread next to the network loop; whichever fails stops the other, and its error is the one that is raised."""
     no_more = threading.Event()
     failed: list[BaseException] = []
 

@@ -329,7 +329,7 @@ class LandingWriter:
         try:
             topic = self._reader.topics.share(DeviceId(sender.device))
         except IdError:
-            return  # whoever has no name that could be spoken to hears nothing
+            return  # a sender that has no name that could be spoken to hears nothing
         found.answers.append(Answer(topic, encode_share_notice(notice)))
 
     def _answer(self, device: DeviceId, parts: Sequence[Part]) -> Answer:

@@ -62,8 +62,8 @@ class Part:
 class Assembler:
     """Writes parts, and settles an object once all of it is there and its hash is true. One thread uses it.
 
-    A large object that came out of order must be read again to be hashed. That is done beside, on a thread of its own;
-    whoever asks meanwhile is told that all bytes are there, and `finished` tells when the object is settled.
+    A large object that came out of order must be read again to be hashed. That is done next to, on a thread of its own;
+    a caller meanwhile is told that all bytes are there, and `finished` tells when the object is settled.
 
     Args:
         objects: `<lake>/objects`.
@@ -147,7 +147,7 @@ class Assembler:
             try:
                 found = self._hashing.pop(key).result()
             except FileNotFoundError:
-                continue  # it was begun anew meanwhile
+                continue  # it was begun again meanwhile
             received = read_received(path)
             if received is not None:
                 settled.append((device, self._settle(path, self._objects / digest, digest, received, found)))

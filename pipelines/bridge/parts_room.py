@@ -2,7 +2,7 @@
 
 What a payload takes is counted in blocks of the disk, not in bytes sent: one byte in every block fills it just as well.
 A device that begins a payload has room reserved for its rest, though never more than it has brought already (and a little to
-begin with): whoever declares much and brings nothing keeps nobody out. The whole disk counts as plenty, little, or so little
+begin with): one that declares much and brings nothing keeps nobody out. The whole disk counts as plenty, little, or so little
 that nothing more is landed.
 
 The durable ranges of an unfinished object lie in one small JSON file next to it, replaced as a whole.
@@ -56,7 +56,7 @@ def read_received(path: Path) -> ReceivedRanges | None:
         OSError: the disk refused.
     """
     try:
-        document = msgspec.json.decode(_beside(path).read_bytes(), type=_Document)
+        document = msgspec.json.decode(_ranges_path(path).read_bytes(), type=_Document)
         received = ReceivedRanges(document.total, Ranges.of(document.have))
         size = path.stat().st_size
     except FileNotFoundError:
@@ -76,7 +76,7 @@ def write_received(path: Path, received: ReceivedRanges) -> None:
     Raises:
         OSError: the disk refused.
     """
-    write_atomic(_beside(path), msgspec.json.encode(_Document(received.total, list(received.have))))
+    write_atomic(_ranges_path(path), msgspec.json.encode(_Document(received.total, list(received.have))))
 
 
 def discard_received(path: Path) -> None:
@@ -85,13 +85,13 @@ def discard_received(path: Path) -> None:
     Raises:
         OSError: the disk refused.
     """
-    beside = _beside(path)
-    if beside.exists():
-        beside.unlink()
-        sync_folder(beside.parent)
+    ranges_path = _ranges_path(path)
+    if ranges_path.exists():
+        ranges_path.unlink()
+        sync_folder(ranges_path.parent)
 
 
-def _beside(path: Path) -> Path:
+def _ranges_path(path: Path) -> Path:
     return path.with_name(path.name + RECEIVED_SUFFIX)
 
 

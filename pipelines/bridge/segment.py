@@ -99,7 +99,7 @@ class OpenSegment:
         return sealed
 
     def abandon(self) -> None:
-        """Cut the file back to what is durable and let go of it; `recover_segment` then seals it.
+        """Cut the file back to what is durable and close it; `recover_segment` then seals it.
 
         After a failed fsync the kernel may call pages clean that never reached the disk, so a second fsync proves nothing.
 

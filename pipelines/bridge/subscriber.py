@@ -184,7 +184,7 @@ class Subscriber:
         os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
-        """Let go of the sockets, once nobody posts any more."""
+        """Close the sockets, once nobody posts any more."""
         self._client.reinitialise()
         os.close(self._wake)
 
@@ -344,7 +344,7 @@ class Subscriber:
         once = SubscribeOptions(
             qos=1, noLocal=True, retainAsPublished=True, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB
         )
-        # Not every broker says who took a session over, and two bridges with one id would throw each other out for ever:
+        # Not every broker says who took a session over, and two bridges with one id would throw each other out permanently:
         # each process says once that it is the one, and one that comes back and reads another's word stops.
         if self.connections == 1:
             self._publish_instance()

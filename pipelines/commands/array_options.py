@@ -6,39 +6,42 @@ from typing import Annotated, Literal
 
 import typer
 
+from catchment.runtime.output import say
 from pipelines.errors import RefusedError
 from pipelines.training.array_draft import ArrayRule
 from pipelines.training.array_rules import LabelRule, PictureRule, Resample, WindowRule
 from pipelines.training.spec import parse_duration_s
-
-Format = Annotated[str, typer.Option("--format", help="parquet, or zarr: windows (--window) or pixels (--size).")]
-Window = Annotated[str, typer.Option(help="Length of a window, e.g. 2s.")]
-Stride = Annotated[str, typer.Option(help="From the start of a window to the next; default: the window.")]
-Rate = Annotated[float, typer.Option(help="Steps a second of a window.")]
-ResampleBy = Annotated[Resample, typer.Option("--resample", help="How a step gets its value from the rows around it.")]
-Hole = Annotated[str, typer.Option(help="Farther than this from a row, a step is a hole.")]
-Label = Annotated[str, typer.Option(help="Column that labels the rows of a window.")]
-LabelBy = Annotated[LabelRule, typer.Option("--label-rule", help="How the label of a window follows from its rows.")]
-Signals = Annotated[str, typer.Option(help="NAME:VALUE, where each row is one signal: the column of names and that of values.")]
-Size = Annotated[str, typer.Option(help="Height x width of the pixels, e.g. 224x224; 224x224x1 for grey.")]
-Fit = Annotated[str, typer.Option(help="exact: refuse pictures of another size; resize: stretch them.")]
 
 
 @dataclass(frozen=True, slots=True)
 class ArrayOptions:
     """The options as they were typed."""
 
-    form: str = "parquet"
-    window: str = ""
-    stride: str = ""
-    rate_hz: float = 0.0
-    resample: Resample = Resample.PREVIOUS
-    hole: str = "1s"
-    label: str = ""
-    label_rule: LabelRule = LabelRule.MAJORITY
-    signals: str = ""
-    size: str = ""
-    fit: str = "exact"
+    form: Annotated[str, typer.Option("--format", help="parquet, or zarr: windows (--window) or pixels (--size).")] = "parquet"
+    window: Annotated[str, typer.Option(help="Length of a window, e.g. 2s.")] = ""
+    stride: Annotated[str, typer.Option(help="From the start of a window to the next; default: the window.")] = ""
+    rate_hz: Annotated[float, typer.Option("--rate", help="Steps a second of a window.")] = 0.0
+    resample: Annotated[Resample, typer.Option(help="How a step gets its value from the rows around it.")] = Resample.PREVIOUS
+    max_gap: Annotated[str, typer.Option(help="Farther than this from a row, a step has no value.")] = "1s"
+    hole: Annotated[str, typer.Option(hidden=True, help="The old name of --max-gap, for one release.")] = ""
+    label: Annotated[str, typer.Option(help="Column that labels the rows of a window.")] = ""
+    label_rule: Annotated[LabelRule, typer.Option(help="How the label of a window follows from its rows.")] = LabelRule.MAJORITY
+    signals: Annotated[
+        str, typer.Option(help="NAME:VALUE, where each row is one signal: the column of names and that of values.")
+    ] = ""
+    size: Annotated[str, typer.Option(help="Height x width of the pixels, e.g. 224x224; 224x224x1 for grey.")] = ""
+    fit: Annotated[str, typer.Option(help="exact: refuse pictures of another size; resize: stretch them.")] = "exact"
+
+    @property
+    def max_gap_s(self) -> float:
+        """How far from a row a step may be; warns of the option's old name.
+
+        Raises:
+            RefusedError: not a duration.
+        """
+        if self.hole:
+            say("warning: --hole is now --max-gap; the old name works until the next release", err=True)
+        return parse_duration_s(self.hole or self.max_gap)
 
 
 def array_rule(options: ArrayOptions, columns: tuple[str, ...]) -> ArrayRule | None:
@@ -68,7 +71,7 @@ def _window_rule(options: ArrayOptions, columns: tuple[str, ...]) -> WindowRule:
         rate_hz=options.rate_hz,
         columns=columns,
         resample=options.resample,
-        hole_s=parse_duration_s(options.hole),
+        hole_s=options.max_gap_s,
         label=options.label,
         label_rule=options.label_rule,
         signal_column=signal,

@@ -51,7 +51,7 @@ def leave(code: int) -> NoReturn:
         try:
             stream.flush()
         except OSError:
-            # Whoever read it is gone; a shell calls that 141, and so does Python's own end.
+            # The reader is gone; a shell calls that 141, and so does Python's own end.
             code = code or 1
     os._exit(code)
 

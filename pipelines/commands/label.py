@@ -4,6 +4,7 @@ import getpass
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -15,7 +16,7 @@ import typer
 from catchment.runtime.atomic_files import write_atomic
 from catchment.runtime.output import say, say_json
 from catchment.runtime.terminal import PlainConsole, PlainTable
-from pipelines.commands.options import AsJson, Config, Lake
+from pipelines.commands.options import AsJson, Config, Lake, with_options
 from pipelines.commands.training_set import lake_from
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.expressions.expression import compile_value
@@ -36,12 +37,9 @@ _PAYLOAD_COLUMNS = ("payload_shard", "payload_offset", "payload_length", "payloa
 
 Task = Annotated[str, typer.Option("--task", help="What is labelled, as a word: the table labels/<task>.")]
 Streams = Annotated[list[str], typer.Option("--from", help="Stream of the samples; may be given again.")]
-Where = Annotated[str, typer.Option(help="Expression over columns and tags.")]
 Kind = Annotated[str, typer.Option("--as", help=f"Format: {', '.join(FORMATS)}.")]
-Output = Annotated[Path, typer.Option("-o", "--output", help="File or folder that is written.")]
 Version = Annotated[int | None, typer.Option(help="Delta version of the labels; default: the newest.")]
 Rule = Annotated[str, typer.Option(help=f"Which of several labels of a sample counts: {', '.join(get_args(ResolveRule))}.")]
-Pictures = Annotated[bool, typer.Option("--pictures", help="Write the payloads too, into a folder images beside.")]
 
 
 @label_app.command("import")
@@ -75,50 +73,48 @@ def import_(  # noqa: PLR0913, PLR0917 - one argument for each option of the com
     _print_import(done, path)
 
 
+@dataclass(frozen=True, slots=True)
+class WriteOptions:
+    """The options of `label export` and `label queue`: of which samples, in which format, and where to."""
+
+    task: Task
+    stream: Streams
+    kind: Kind
+    output: Annotated[Path, typer.Option("-o", "--output", help="File or folder that is written.")]
+    where: Annotated[str, typer.Option(help="Expression over columns and tags.")] = ""
+    pictures: Annotated[bool, typer.Option("--pictures", help="Write the payloads too, into a folder images next to it.")] = False
+    lake: Lake = None
+    config: Config = None
+    as_json: AsJson = False
+
+
 @label_app.command("export")
-def export(  # noqa: PLR0913, PLR0917 - one argument for each option of the command
-    task: Task,
-    stream: Streams,
-    kind: Kind,
-    output: Output,
-    where: Where = "",
-    version: Version = None,
-    pictures: Pictures = False,
-    lake: Lake = None,
-    config: Config = None,
-    as_json: AsJson = False,
-) -> None:
+@with_options(WriteOptions)
+def export(chosen: WriteOptions, version: Version = None) -> None:
     """Write labelled samples and their labels in the form of a labelling tool."""
-    found = lake_from(lake, config)
-    labels, _ = read_labels(found, task, version)
-    samples = read_samples(found, stream, where, pictures=pictures)
+    found = lake_from(chosen.lake, chosen.config)
+    labels, _ = read_labels(found, chosen.task, version)
+    samples = read_samples(found, chosen.stream, chosen.where, pictures=chosen.pictures)
     keys = pl.DataFrame(pl.from_arrow(labels.select(list(KEY)))).unique()
     labelled = pl.DataFrame(pl.from_arrow(samples)).join(keys, on=list(KEY), how="semi", maintain_order="left").to_arrow()
-    _write(found, labelled, labels, kind, output, pictures=pictures, as_json=as_json)
+    _write(found, labelled, labels, chosen)
 
 
 @label_app.command("queue")
-def queue(  # noqa: PLR0913, PLR0917 - one argument for each option of the command
-    task: Task,
-    stream: Streams,
-    kind: Kind,
-    output: Output,
-    where: Where = "",
+@with_options(WriteOptions)
+def queue(
+    options: WriteOptions,
     by: Annotated[str, typer.Option(help="Expression: the lowest first, e.g. predicted_score; default: at random.")] = "",
     rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many samples.")] = 200,
     seed: Annotated[int, typer.Option(help="Of the random order.")] = 0,
     chosen: Annotated[
         Path | None, typer.Option("--samples", help="File of samples' names, one a line: only these, in this order.")
     ] = None,
-    pictures: Pictures = False,
-    lake: Lake = None,
-    config: Config = None,
-    as_json: AsJson = False,
 ) -> None:
     """Write samples that nobody has labelled for a task, with their ids and hashes, in the form of a labelling tool."""
-    found = lake_from(lake, config)
-    labels = _labels_so_far(found, task)
-    samples = read_samples(found, stream, where, pictures=pictures, by=by)
+    found = lake_from(options.lake, options.config)
+    labels = _labels_so_far(found, options.task)
+    samples = read_samples(found, options.stream, options.where, pictures=options.pictures, by=by)
     if chosen is not None:
         samples = _listed(samples, read_sample_list(chosen))
     keys = pl.DataFrame(pl.from_arrow(labels.select(list(KEY)))).unique()
@@ -126,7 +122,7 @@ def queue(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
     frame = pl.DataFrame(pl.from_arrow(samples)).with_columns(number).join(keys, on=list(KEY), how="anti")
     order = [*(["by"] if by else []), "listed" if chosen is not None else "order"]
     first = frame.sort(order, nulls_last=True).head(rows).drop("order")
-    _write(found, first.to_arrow(), labels, kind, output, pictures=pictures, as_json=as_json)
+    _write(found, first.to_arrow(), labels, options)
 
 
 @label_app.command("agreement")
@@ -242,14 +238,12 @@ def read_samples(lake: lakes.Lake, streams: list[str], where: str, *, pictures: 
     return pa.concat_tables(parts, promote_options="permissive")
 
 
-def _write(
-    lake: lakes.Lake, samples: pa.Table, labels: pa.Table, kind: str, output: Path, *, pictures: bool, as_json: bool
-) -> None:
-    done = _written(lake, samples, labels, kind, output, pictures=pictures)
-    if as_json:
+def _write(lake: lakes.Lake, samples: pa.Table, labels: pa.Table, options: WriteOptions) -> None:
+    done = _written(lake, samples, labels, options.kind, options.output, pictures=options.pictures)
+    if options.as_json:
         say_json(msgspec.json.encode(done))
         return
-    say(f"{output}: {done.samples:,} samples, {done.labels:,} labels")
+    say(f"{options.output}: {done.samples:,} samples, {done.labels:,} labels")
     _print_losses(done.losses, "what the format does not hold")
 
 

@@ -22,8 +22,8 @@ from pipelines.config import CoreConfig, load_core_config
 from pipelines.director import director_folder, first_director
 from pipelines.errors import ConfigError, RefusedError
 from pipelines.lake.lake import lake_of
+from pipelines.rollout.description import ModelAbout, prepare_model, read_about, task_named
 from pipelines.rollout.evaluation import evaluate
-from pipelines.rollout.golden import GoldenTrial, check_scores, try_within_limits
 from pipelines.rollout.keys import ROLES, KeyFolder, KeyPlan, keys_folder, load_signer, models_folder, new_key
 from pipelines.rollout.onnx_metadata import with_metadata
 from pipelines.rollout.origin import check_origin, origin_entries, origin_in, origin_of_set
@@ -172,7 +172,8 @@ def _plain(model: PublishedModel) -> dict[str, object]:
         "bytes": model.size,
         "sha256": model.digest,
         "labels": list(spec.labels),
-        "input": msgspec.to_builtins(spec.input),
+        "task": msgspec.to_builtins(spec.task)["type"],
+        "input": msgspec.to_builtins(spec.image or spec.rows),
         **({"origin": "none"} if spec.origin is None else _origin_facts(spec.origin)),
     }
 
@@ -198,9 +199,11 @@ def model_init(
 @model_app.command("publish")
 def model_publish(  # noqa: PLR0913, PLR0917  # each argument is an option of the command
     name: str,
-    file: Annotated[Path, typer.Argument(help="The ONNX file.")],
+    file: Annotated[str, typer.Argument(help="An ONNX file, a folder of an MLflow model, or runs:/RUN/PATH.")],
     config: Config = None,
     keys: Keys = None,
+    task: Annotated[str, typer.Option(help="classify, detect, segment, regress or embed; empty: as the file says.")] = "",
+    about: Annotated[Path | None, typer.Option(help="JSON with task, picture or rows, labels, output, softmax.")] = None,
     labels: Annotated[str, typer.Option(help="What the answers mean: a,b,c or @file with one a line.")] = "",
     width: Annotated[int, typer.Option(help="Input width, px; 0: as the model says.")] = 0,
     height: Annotated[int, typer.Option(help="Input height, px; 0: as the model says.")] = 0,
@@ -216,15 +219,14 @@ def model_publish(  # noqa: PLR0913, PLR0917  # each argument is an option of th
 ) -> None:
     """Try a model within a device's limits, then sign it as its next version."""
     core = load_core_config(config)
-    require_files([file])
-    onnx, origin = _with_origin(core, file.read_bytes(), training_set, metrics, code)
-    attempt = partial(try_within_limits, onnx, memory_mib=memory_mib, answer_ms=answer_ms)
-    image = _image(attempt, width, height, colour, layout, scale)
-    trial, names = attempt(image), _labels(labels)
-    check_scores(trial, names, softmax)
+    described = _described(about, task, _labels(labels), softmax=softmax)
+    complete = partial(_image, width=width, height=height, colour=colour, layout=layout, scale=scale)
+    found = prepare_model(file, described, complete, memory_mib=memory_mib, answer_ms=answer_ms)
+    onnx, origin = _with_origin(core, found.onnx, training_set, metrics, code)
     published = _repository(core, keys).publish(
-        name, onnx, image, labels=names, softmax=softmax, golden=trial.golden, origin=origin
-    )
+        name, onnx, found.image, labels=found.labels, output=found.output, softmax=found.softmax, golden=found.golden,
+        task=found.task, rows=found.rows, needs=msgspec.structs.replace(found.needs, bytes=len(onnx)), origin=origin,
+    )  # fmt: skip
     out.print(f"{name} version {published.spec.version}: {published.size} bytes, sha256 {published.digest}")
     if origin is None or not origin.training_set:
         out.print("it has no origin: nobody can say what it was trained on; publish with --set NAME/VERSION")
@@ -247,16 +249,35 @@ def _with_origin(
     return with_metadata(onnx, origin_entries(origin)), origin
 
 
-def _image(attempt: Callable[[], GoldenTrial], width: int, height: int, colour: str, layout: str, scale: float) -> ImageInput:
-    if not width or not height:
-        shape = attempt().image
-        width, height, colour, layout = shape.width, shape.height, colour or shape.colour, layout or shape.layout
-    return ImageInput(
-        width,
-        height,
-        cast("Literal['rgb', 'bgr', 'grey']", _one_of("colour", colour or "rgb", ("rgb", "bgr", "grey"))),
-        cast("Literal['nchw', 'nhwc', 'flat']", _one_of("layout", layout or "nchw", ("nchw", "nhwc", "flat"))),
-        scale,
+def _described(about: Path | None, task: str, labels: tuple[str, ...], *, softmax: bool) -> ModelAbout:
+    """The description that the options give; what they leave out is as the file says."""
+    described = ModelAbout() if about is None else read_about(about)
+    if labels:
+        described = msgspec.structs.replace(described, labels=labels)
+    if task and described.task is None:
+        described = msgspec.structs.replace(described, task=task_named(task))
+    return msgspec.structs.replace(described, softmax=True) if softmax else described
+
+
+def _image(
+    found: ImageInput | None,
+    read_shape: Callable[[], ImageInput | None],
+    *,
+    width: int,
+    height: int,
+    colour: str,
+    layout: str,
+    scale: float,
+) -> ImageInput:
+    """The input as the options say it; what they leave open is as the description says, or the model's own shape."""
+    known = found or (None if width and height else read_shape()) or ImageInput(width or 1, height or 1)
+    return msgspec.structs.replace(
+        known,
+        width=width or known.width,
+        height=height or known.height,
+        colour=cast("Literal['rgb', 'bgr', 'grey']", _one_of("colour", colour or known.colour, ("rgb", "bgr", "grey"))),
+        layout=cast("Literal['nchw', 'nhwc', 'flat']", _one_of("layout", layout or known.layout, ("nchw", "nhwc", "flat"))),
+        scale=known.scale if found is not None and scale == 1 / 255 else scale,
     )
 
 

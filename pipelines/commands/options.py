@@ -1,9 +1,12 @@
 """The options that commands of the core share, and how they print rows: a table for people, one JSON document for programs."""
 
+import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, fields
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -28,6 +31,46 @@ Contracts = Annotated[
     typer.Option("--contracts", help="Folder of *.odcs.yaml contracts in addition to the built-in ones; default: as configured."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
+
+
+def with_options(*forms: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each field of a dataclass, in place of its argument of that class.
+
+    Commands that share options name the dataclass; each field is annotated as an option is, and its default is the option's.
+
+    Args:
+        forms: dataclasses; the command has exactly one argument of each.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command).parameters.values()
+        slots = {parameter.name: parameter.annotation for parameter in own if parameter.annotation in forms}
+        shared = [option for form in slots.values() for option in _options_of(form)]
+        kept = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own if one.name not in slots]
+
+        @wraps(command)
+        def call(**given: Any) -> None:
+            for slot, form in slots.items():
+                given[slot] = form(**{field.name: given.pop(field.name) for field in fields(form)})
+            command(**given)
+
+        call.__signature__ = inspect.Signature([*kept, *shared])  # type: ignore[attr-defined]  # typer reads it
+        return call
+
+    return decorate
+
+
+def _options_of(form: type[Any]) -> list[inspect.Parameter]:
+    hints = get_type_hints(form, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(form)
+    ]
 
 
 def contract_folder(config: Path | None, given: str) -> str:

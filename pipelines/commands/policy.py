@@ -23,7 +23,7 @@ from pipelines.inspect.stored import StoredInspector
 from pipelines.labels.rule_columns import pin_labels, row_filler
 from pipelines.policy.contact_sheet import Sheet
 from pipelines.policy.documents import load_policy, schema_text, to_yaml
-from pipelines.policy.edge import edge_rules
+from pipelines.policy.edge import edge_rules, edge_uploads
 from pipelines.policy.engine import RuleError, Tagger
 from pipelines.policy.explain import Explained, RuleResult, explain
 from pipelines.policy.guard import SandboxedTagger
@@ -261,6 +261,7 @@ def check(files: Files, contracts: Contracts = "", config: Config = None, as_jso
             policy = load_policy(path)
             compile_policy(policy, known)
             edge_rules([policy], known)
+            edge_uploads([policy], known)
             for step in policy.inspect:
                 check_step(step, path.parent / step.file if step.file else None)
             rows.append({"file": str(path), "is_valid": True, "policy": _title(policy), "fault": ""})

@@ -41,7 +41,7 @@ from pipelines.policy.documents import (
     read_document,
     withdraw_policy,
 )
-from pipelines.policy.edge import edge_inspectors, edge_rules, numbered_policy, signed_message
+from pipelines.policy.edge import edge_inspectors, edge_rules, edge_uploads, numbered_policy, signed_message
 from pipelines.policy.guard import SandboxedTagger
 from pipelines.policy.retag import Retagged, RuleTagger, retag_stream, undo_retag
 from pipelines.policy.trial import require_sound
@@ -148,6 +148,7 @@ def give_out(site: LakeSite, core: CoreConfig, signer: DocumentSigner | None, de
     """
     streams = edge_rules(site.in_force(), site.contracts)
     inspect = edge_inspectors(site.in_force(), streams)
+    uploads = edge_uploads(site.in_force(), site.contracts)
     for stream, rules in streams.items():
         for rule in rules:
             say(f"{stream}: {rule.id}: {rule.action}")
@@ -155,7 +156,7 @@ def give_out(site: LakeSite, core: CoreConfig, signer: DocumentSigner | None, de
         say(f"{stream}: devices inspect {', '.join(step.use for step in steps)}")
     if signer is None:
         return
-    policy = numbered_policy(site.lake, streams, time.time_ns() // 1_000_000, inspect)
+    policy = numbered_policy(site.lake, streams, time.time_ns() // 1_000_000, inspect, uploads)
     message = signed_message(policy, signer)
     devices = sorted({*(device or reported_models(core))})
     topics = Topics(core.broker.namespace)
@@ -182,6 +183,7 @@ def apply(
     for policy, path in zip(policies, files, strict=True):
         require_sound(policy, site.contracts, path.parent)
         edge_rules([policy], site.contracts)
+        edge_uploads([policy], site.contracts)
         store_code(site.lake, [policy], path.parent)
     for policy in policies:
         before = {each.id: each for each in active_policies(site.lake)}.get(policy.id)

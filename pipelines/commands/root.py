@@ -41,7 +41,7 @@ ROOMS = {
     "chips": CommandGroup("pipelines.commands.chips", "chips_app", "Cut slides again, or by a new spec."),
     "contract": CommandGroup("pipelines.commands.contract", "contract_app", "Check, compile and show contracts."),
     "policy": CommandGroup("pipelines.commands.policy", "policy_app", "Check, try and apply tagging policies."),
-    "set": CommandGroup("pipelines.commands.training_set_export", "set_app", "Build, verify and read training sets."),
+    "set": CommandGroup("pipelines.commands.training_set_care", "set_app", "Build, verify and read training sets."),
     "similar": CommandGroup("pipelines.commands.mining", "similar", "Samples most like given ones."),
     "rare": CommandGroup("pipelines.commands.mining", "rare", "Samples least like the rest of a stream."),
     "uncertain": CommandGroup("pipelines.commands.mining", "uncertain", "Samples of which a model is least sure."),

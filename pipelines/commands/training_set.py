@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Self
@@ -17,13 +17,12 @@ from rich.progress import Progress as RichProgress
 from catchment.runtime.output import say, say_document, say_json
 from catchment.runtime.terminal import PlainConsole, PlainTable
 from pipelines.commands import array_options as arrays
-from pipelines.commands.options import AsJson, Config, Lake
+from pipelines.commands.options import AsJson, Config, Lake, with_options
 from pipelines.config import load_core_config, require_folder
 from pipelines.errors import RefusedError
 from pipelines.lake import lake as lakes
 from pipelines.lake.lake import lake_at, lake_of
 from pipelines.runners.engine import Engine, RunnerKind
-from pipelines.training.array_rules import LabelRule, Resample
 from pipelines.training.bucket_sets import bring_set
 from pipelines.training.build import DEFAULT_SPLIT, BuildOptions, SetDraft, draft_set, terms_of, wish_of, wish_of_spec, write_set
 from pipelines.training.building.plan import SetPlan
@@ -43,73 +42,71 @@ set_app = typer.Typer(help="Training sets: build one, list them, look at one, ch
 
 
 SetName = Annotated[str, typer.Argument(metavar="NAME|SPEC", help="Name of the set, or the YAML file of its spec.")]
-Streams = Annotated[list[str] | None, typer.Option("--from", help="Stream to select from; may be given again.")]
-Where = Annotated[str, typer.Option(help="Expression over columns and tags, e.g. \"has('dark') AND speed > 30\".")]
-Shares = Annotated[str, typer.Option("--split", help="Shares, e.g. train=0.8,test=0.2.")]
-Group = Annotated[str, typer.Option(help="Columns whose equal values stay in one split.")]
-Stratify = Annotated[str, typer.Option(help="Columns of classes, by comma: each must be in every split. Default: balance tags.")]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Build although a split lacks a class.")]
-Block = Annotated[str, typer.Option(help="Split by blocks of event time within each group, e.g. 30s, 5min, 1h.")]
-Gap = Annotated[str, typer.Option(help="Leave out rows nearer than this to a row of another split.")]
-Reassign = Annotated[bool, typer.Option("--reassign", help="Place all groups again; else a group keeps its split permanently.")]
-Columns = Annotated[str, typer.Option(help="Columns to keep, by comma; all if empty.")]
-WithPayload = Annotated[bool | None, typer.Option("--with-payload/--tabular", help="Default: where there is one.")]
-Seed = Annotated[int, typer.Option(help="Of split and shuffle.")]
 Runner = Annotated[str, typer.Option(help="direct | dask | portable | prism | flink | spark | dataflow.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes on this machine that build (a local Dask cluster).")]
 BeamOptions = Annotated[list[str] | None, typer.Argument(help="After --: Beam's own options, as Beam takes them.")]
 
 
+@dataclass(frozen=True, slots=True)
+class DraftOptions:
+    """The options of `set plan` and `set build`: which rows, how they are split, and what is kept of them."""
+
+    stream: Annotated[list[str] | None, typer.Option("--from", help="Stream to select from; may be given again.")] = None
+    where: Annotated[str, typer.Option(help="Expression over columns and tags, e.g. \"has('dark') AND speed > 30\".")] = ""
+    split: Annotated[str, typer.Option(help="Shares, e.g. train=0.8,test=0.2.")] = ""
+    group: Annotated[str, typer.Option(help="Columns whose equal values stay in one split.")] = "device"
+    stratify: Annotated[
+        str, typer.Option(help="Columns of classes, by comma: each must be in every split. Default: balance tags.")
+    ] = ""
+    block: Annotated[str, typer.Option(help="Split by blocks of event time within each group, e.g. 30s, 5min, 1h.")] = ""
+    gap: Annotated[str, typer.Option(help="Leave out rows nearer than this to a row of another split.")] = ""
+    reassign: Annotated[
+        bool, typer.Option("--reassign", help="Place all groups again; else a group keeps its split permanently.")
+    ] = False
+    columns: Annotated[str, typer.Option(help="Columns to keep, by comma; all if empty.")] = ""
+    with_payload: Annotated[bool | None, typer.Option("--with-payload/--tabular", help="Default: where there is one.")] = None
+    seed: Annotated[int, typer.Option(help="Of split and shuffle.")] = 0
+    lake: Lake = None
+    config: Config = None
+    as_json: AsJson = False
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams to select from."""
+        return tuple(self.stream or ())
+
+    def build_options(self, typed: arrays.ArrayOptions) -> BuildOptions:
+        """How the set is built by these options.
+
+        Raises:
+            RefusedError: an option is not of its form, or the options do not fit one another.
+        """
+        return BuildOptions(
+            split=parse_split(self.split),
+            group=tuple(self.group.split(",")),
+            stratify=_listed(self.stratify),
+            block_s=parse_duration_s(self.block),
+            gap_s=parse_duration_s(self.gap),
+            reassign=self.reassign,
+            with_payload=self.with_payload,
+            arrays=arrays.array_rule(typed, _listed(self.columns)),
+        )
+
+
 @set_app.command("plan")
-def plan(  # noqa: PLR0913, PLR0917 - one argument for each option of the command
-    context: typer.Context,
-    name: SetName,
-    stream: Streams = None,
-    where: Where = "",
-    split: Shares = "",
-    group: Group = "device",
-    stratify: Stratify = "",
-    block: Block = "",
-    gap: Gap = "",
-    reassign: Reassign = False,
-    columns: Columns = "",
-    with_payload: WithPayload = None,
-    form: arrays.Format = "parquet",
-    window: arrays.Window = "",
-    stride: arrays.Stride = "",
-    rate: arrays.Rate = 0.0,
-    resample: arrays.ResampleBy = Resample.PREVIOUS,
-    hole: arrays.Hole = "1s",
-    label: arrays.Label = "",
-    label_rule: arrays.LabelBy = LabelRule.MAJORITY,
-    signals: arrays.Signals = "",
-    size: arrays.Size = "",
-    fit: arrays.Fit = "exact",
-    seed: Seed = 0,
-    lake: Lake = None,
-    config: Config = None,
-    as_json: AsJson = False,
-) -> None:
+@with_options(DraftOptions, arrays.ArrayOptions)
+def plan(context: typer.Context, name: SetName, chosen: DraftOptions, typed: arrays.ArrayOptions) -> None:
     """Show what a build would give: rows and classes of each split. Writes nothing."""
-    typed = arrays.ArrayOptions(form, window, stride, rate, resample, hole, label, label_rule, signals, size, fit)
-    options = BuildOptions(
-        split=parse_split(split),
-        group=tuple(group.split(",")),
-        stratify=_listed(stratify),
-        block_s=parse_duration_s(block),
-        gap_s=parse_duration_s(gap),
-        reassign=reassign,
-        with_payload=with_payload,
-        arrays=arrays.array_rule(typed, _listed(columns)),
-    )
-    found = lake_from(lake, config)
+    options = chosen.build_options(typed)
+    found = lake_from(chosen.lake, chosen.config)
     if not _is_spec(name) and options.arrays is not None:
-        draft = draft_set(found, name, tuple(stream or ()), where, seed=seed, options=options, with_values=False)
-        _show_plan(draft, as_json=as_json)
+        draft = draft_set(found, name, chosen.streams, chosen.where, seed=chosen.seed, options=options, with_values=False)
+        _show_plan(draft, as_json=chosen.as_json)
         return
-    wish, terms = _wish_and_terms(context, name, tuple(stream or ()), where, seed, options)
+    wish, terms = _wish_and_terms(context, name, chosen, options)
     with planned(found, wish, terms) as plan:
-        _show_plan(plan, as_json=as_json)
+        _show_plan(plan, as_json=chosen.as_json)
 
 
 @contextmanager
@@ -124,12 +121,10 @@ def _opened(engine: Engine) -> Iterator[Engine]:
         yield found
 
 
-def _wish_and_terms(
-    context: typer.Context, name: str, streams: tuple[str, ...], where: str, seed: int, options: BuildOptions
-) -> tuple[Wish, Terms]:
+def _wish_and_terms(context: typer.Context, name: str, chosen: DraftOptions, options: BuildOptions) -> tuple[Wish, Terms]:
     """What a person wishes for, by a spec or by options."""
     if not _is_spec(name):
-        return wish_of(name, streams, where, seed, options), terms_of(options)
+        return wish_of(name, chosen.streams, chosen.where, chosen.seed, options), terms_of(options)
     _refuse_beside_spec(context)
     spec = load_spec(Path(name))
     return wish_of_spec(spec), terms_of(replace(options, stratify=spec.split.stratify))
@@ -154,65 +149,31 @@ def _show_plan(draft: SetDraft | SetPlan, *, as_json: bool) -> None:
 
 
 @set_app.command("build")
-def build(  # noqa: PLR0913, PLR0917 - one argument for each option of the command
+@with_options(DraftOptions, arrays.ArrayOptions)
+def build(
     context: typer.Context,
     name: SetName,
-    stream: Streams = None,
-    where: Where = "",
-    split: Shares = "",
-    group: Group = "device",
-    stratify: Stratify = "",
+    chosen: DraftOptions,
+    typed: arrays.ArrayOptions,
     allow_missing: AllowMissing = False,
-    block: Block = "",
-    gap: Gap = "",
-    reassign: Reassign = False,
-    columns: Columns = "",
-    with_payload: WithPayload = None,
-    form: arrays.Format = "parquet",
-    window: arrays.Window = "",
-    stride: arrays.Stride = "",
-    rate: arrays.Rate = 0.0,
-    resample: arrays.ResampleBy = Resample.PREVIOUS,
-    hole: arrays.Hole = "1s",
-    label: arrays.Label = "",
-    label_rule: arrays.LabelBy = LabelRule.MAJORITY,
-    signals: arrays.Signals = "",
-    size: arrays.Size = "",
-    fit: arrays.Fit = "exact",
-    seed: Seed = 0,
     runner: Runner = "",
     workers: Workers = 0,
-    lake: Lake = None,
-    config: Config = None,
-    as_json: AsJson = False,
     beam_options: BeamOptions = None,
 ) -> None:
     """Build the next version of a training set. Kill it at any time: the same command goes on."""
-    typed = arrays.ArrayOptions(form, window, stride, rate, resample, hole, label, label_rule, signals, size, fit)
-    options = BuildOptions(
-        split=parse_split(split),
-        group=tuple(group.split(",")),
-        stratify=_listed(stratify),
-        allow_missing=allow_missing,
-        block_s=parse_duration_s(block),
-        gap_s=parse_duration_s(gap),
-        reassign=reassign,
-        columns=_listed(columns) or None,
-        with_payload=with_payload,
-        arrays=arrays.array_rule(typed, _listed(columns)),
-    )
-    found = lake_from(lake, config)
+    options = replace(chosen.build_options(typed), allow_missing=allow_missing, columns=_listed(chosen.columns) or None)
+    found = lake_from(chosen.lake, chosen.config)
     engine = Engine(runner or ("dask" if workers else "direct"), tuple(beam_options or ()), workers)
     with _Bar() as bar, _opened(engine) as opened_engine:
         options = replace(options, engine=opened_engine)
         if not _is_spec(name) and options.arrays is not None:
-            draft = draft_set(found, name, tuple(stream or ()), where, seed=seed, options=options)
+            draft = draft_set(found, name, chosen.streams, chosen.where, seed=chosen.seed, options=options)
             _print_coverage(draft)
             manifest = write_set(found, draft, options, progress=bar)
         else:
-            wish, terms = _wish_and_terms(context, name, tuple(stream or ()), where, seed, options)
+            wish, terms = _wish_and_terms(context, name, chosen, options)
             manifest = build_version(found, wish, terms, progress=bar, notice=_print_coverage)
-    _print_manifest(manifest, found.root / "sets" / manifest.name / str(manifest.version), as_json)
+    _print_manifest(manifest, found.root / "sets" / manifest.name / str(manifest.version), chosen.as_json)
     for note in manifest.notes:
         _note(note)
 

@@ -187,7 +187,7 @@ def _typed(column: Column) -> _Plain:
 
 
 def arrow_schema(contract: Contract) -> pa.Schema:
-    """The Arrow schema of a batch for readers elsewhere: with units, zones and descriptions beside the types."""
+    """The Arrow schema of a batch for readers elsewhere: with units, zones and descriptions next to the types."""
     columns = {column.name: column for column in contract.columns}
     fields = [_annotated(field, columns[field.name]) if field.name in columns else field for field in row_schema(contract)]
     return pa.schema(fields, {"contract": f"{contract.name} {contract.version}"})

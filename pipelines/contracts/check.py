@@ -176,7 +176,7 @@ def _payload_checks(contract: Contract) -> list[Check]:
         *missing,
         Check(f"{PAYLOAD}: larger than {spec.max_bytes} bytes", payload.bin.size() > spec.max_bytes),
         Check(f"{PAYLOAD}: empty", payload.bin.size() == 0),
-        Check(f"{PAYLOAD_SHA256}: missing beside a payload", payload.is_not_null() & digest.is_null()),
+        Check(f"{PAYLOAD_SHA256}: missing next to a payload", payload.is_not_null() & digest.is_null()),
         Check(f"{PAYLOAD_SHA256}: not 64 lower-case hexadecimal digits", ~digest.str.contains("^[0-9a-f]{64}$")),
     ]
 

@@ -37,7 +37,7 @@ NUMBER_FORMS = (
     PLAIN,
     *(NumberForm(*pair) for pair in ((",", ""), (",", "."), (",", " "), (",", "'"), (".", " "), (".", "'"), (".", ","))),
 )
-# Forms in which loggers and spreadsheets write times, beside RFC 3339.
+# Forms in which loggers and spreadsheets write times, next to RFC 3339.
 TIME_FORMATS = (
     "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M:%S.%f", "%d.%m.%Y %H:%M:%S,%f", "%d.%m.%Y %H:%M", "%d.%m.%y %H:%M:%S",
     "%m/%d/%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M", "%m/%d/%Y %I:%M:%S %p", "%d/%m/%Y %I:%M:%S %p",

@@ -1,7 +1,7 @@
 """Drafts a contract from a file: types from its first rows, and what was seen in them told in each description.
 
 A draft is for a person to correct: bounds and lists of values are written as words unless asked for, as the first rows of
-a file are a poor judge of what may come. What a device must be configured with to fill it is told beside it.
+a file are a poor judge of what may come. What a device must be configured with to fill it is told next to it.
 """
 
 import gzip
@@ -162,7 +162,7 @@ def _columns(frame: pl.DataFrame, notes: dict[str, str], *, bounds: bool) -> Ite
     for series in frame.get_columns():
         name = _name(series.name, taken)
         if name == EVENT_TIME:
-            continue  # every row has one beside the contract's columns
+            continue  # every row has one next to the contract's columns
         taken.add(name)
         column = _column(name, series, bounds=bounds)
         words = [column.description, notes.get(series.name, "")]

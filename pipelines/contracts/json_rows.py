@@ -88,15 +88,6 @@ def rows_from_json(
     return JsonRows(batch, tuple(indexes), tuple(rejected))
 
 
-def count_json_rows(body: bytes, max_bytes: int = MAX_JSON_BYTES) -> int:
-    """Count the rows of a body: a bridge needs it to number them.
-
-    Raises:
-        JsonBodyError: as `rows_from_json`.
-    """
-    return sum(1 for _ in _split(body, max_bytes))
-
-
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     return found if len(found) == len(pairs) else Repeated(found)
@@ -222,7 +213,7 @@ def _payload(value: dict[str, Any], max_bytes: int) -> dict[str, Any]:
 
 
 class JsonCellError(ValueError):
-    """A value of a row from outside does not fit; the message is the reason to store beside the row."""
+    """A value of a row from outside does not fit; the message is the reason to store next to the row."""
 
 
 class Repeated(dict[str, Any]):

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from catchment.runtime.atomic_files import write_unsynced
-from pipelines.demo import scenes
-from pipelines.demo.signals import Value, drive, flows
+from pipelines.demo import drawn
+from pipelines.demo.drawn import Value, drive, flows
 
 LINE_CAMERA_HZ = 6.0
 VEHICLE_CAMERA_HZ = 2.0
@@ -51,12 +51,12 @@ def emit_camera(folder: Path, seed: int) -> Emit:
     masks.mkdir(parents=True, exist_ok=True)
 
     def emit(index: int) -> int:
-        frame = scenes.strip_frame(seed, index)
+        frame = drawn.strip_frame(seed, index)
         name = f"line-{index:06d}"
         if frame.label == "defect":
-            _drop(masks / f"{name}.png", scenes.png(frame.mask))
+            _drop(masks / f"{name}.png", drawn.png(frame.mask))
         _drop(folder / f"{name}.json", json.dumps({"label": frame.label, "frame": index}).encode())
-        _drop(folder / f"{name}.jpg", scenes.jpeg(frame.pixels))
+        _drop(folder / f"{name}.jpg", drawn.jpeg(frame.pixels))
         return 1
 
     return emit
@@ -69,10 +69,10 @@ def emit_vehicle_camera(seed: int) -> Emit:
     def emit(index: int) -> int:
         now_us = _now_us()
         state = drive(seed, (now_us - began_us) / 1e6)
-        picture = scenes.jpeg(scenes.road_frame(seed, index, hour=state.hour, steering_deg=state.steering_deg))
+        picture = drawn.jpeg(drawn.road_frame(seed, index, hour=state.hour, steering_deg=state.steering_deg))
         _print({
             "event_time": now_us / 1e6, "frame": index, "camera": "front", "file_name": f"front-{index:06d}.jpg",
-            "media_type": "image/jpeg", "width": scenes.WIDTH, "height": scenes.HEIGHT,
+            "media_type": "image/jpeg", "width": drawn.WIDTH, "height": drawn.HEIGHT,
             "payload_b64": base64.b64encode(picture).decode(),
         })  # fmt: skip
         return 1

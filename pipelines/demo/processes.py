@@ -1,4 +1,4 @@
-"""Start the programs of the demo, the private mosquitto among them, and end them together whatever happens: see `leash`.
+"""Start the programs of the demo, the private mosquitto among them, and end them together whatever happens: see `subreaper`.
 
 The broker has a free loopback port and settings that lose nothing. The tests and the benchmarks (`tests/plant`) start it as
 well, which is why each step has a function of its own.
@@ -51,24 +51,24 @@ class Program:
 
     name: str
     log: Path
-    leash: subprocess.Popen[bytes]
+    subreaper: subprocess.Popen[bytes]
 
     @property
     def is_running(self) -> bool:
         """Whether it has not ended."""
-        return self.leash.poll() is None
+        return self.subreaper.poll() is None
 
     def wait(self, timeout_s: float) -> int | None:
         """Its exit status, or None if it has not ended in time."""
         try:
-            return self.leash.wait(timeout_s)
+            return self.subreaper.wait(timeout_s)
         except subprocess.TimeoutExpired:
             return None
 
     def stop(self) -> None:
         """Ask it to end (SIGTERM); after the grace time everything of it is killed."""
         if self.is_running:
-            self.leash.terminate()
+            self.subreaper.terminate()
 
     def tail(self) -> str:
         """The end of its log."""
@@ -76,7 +76,7 @@ class Program:
 
 
 class ProcessGroup:
-    """Starts programs, each on a leash and in a session of its own (Ctrl-C reaches the demo alone), and ends them all."""
+    """Starts programs, each under a subreaper and in a session of its own (Ctrl-C reaches the demo alone), and ends them all."""
 
     def __init__(self, logs: Path, grace_s: float = GRACE_S) -> None:
         self._logs = logs
@@ -94,15 +94,15 @@ class ProcessGroup:
             program.stop()
         for program in reversed(self._programs):
             if program.wait(self._grace_s + 5) is None:
-                program.leash.kill()
-                program.leash.wait()
+                program.subreaper.kill()
+                program.subreaper.wait()
 
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> Program:
         """Start a program; its output goes to `<logs>/<name>.log`."""
         log = self._logs / f"{name}.log"
-        held = [sys.executable, "-m", "pipelines.demo.leash", str(os.getpid()), str(self._grace_s), *command]
+        held = [sys.executable, "-m", "pipelines.demo.subreaper", str(os.getpid()), str(self._grace_s), *command]
         with log.open("ab") as out:
-            leash = subprocess.Popen(
+            subreaper = subprocess.Popen(
                 held,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -110,7 +110,7 @@ class ProcessGroup:
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,
             )
-        program = Program(name, log, leash)
+        program = Program(name, log, subreaper)
         self._programs.append(program)
         return program
 
@@ -121,7 +121,7 @@ class ProcessGroup:
             ProgramFailedError: one has ended with an error.
         """
         for program in self._programs:
-            status = program.leash.poll()
+            status = program.subreaper.poll()
             if status is not None and status != 0:
                 raise ProgramFailedError(f"{program.name} ended with status {status}; {program.log} ends with:\n{program.tail()}")
 

@@ -54,7 +54,7 @@ class DemoSite:
 
     @property
     def contracts(self) -> Path:
-        """The folder of contracts beside the built-in ones."""
+        """The folder of contracts next to the built-in ones."""
         return self.folder / "contracts"
 
     @property

@@ -29,7 +29,7 @@ _LITERALS = (ir.Number, ir.Text, ir.Truth, ir.Moment, ir.Nothing)
 MAX_COST = 2_000
 VALUE_KINDS = frozenset({ValueKind.NUMBER, ValueKind.TEXT, ValueKind.BOOL, ValueKind.TIME})
 
-# What a rule may read of every row, beside the contract's columns.
+# What a rule may read of every row, next to the contract's columns.
 ROW_COLUMNS: Mapping[str, ColumnType] = {
     EVENT_TIME: ColumnType.TIMESTAMP,
     "received_at": ColumnType.TIMESTAMP,
@@ -107,7 +107,7 @@ def _literal(value: Any, kind: ValueKind) -> Node:
 
 
 def _junction(node: ir.And | ir.Or) -> Node:
-    """A FALSE decides an AND, even beside NULL; a TRUE says nothing there. For OR the other way round."""
+    """A FALSE decides an AND, even next to NULL; a TRUE says nothing there. For OR the other way round."""
     decides = isinstance(node, ir.Or)
     truths = [part.value for part in node.parts if isinstance(part, ir.Truth)]
     if decides in truths:

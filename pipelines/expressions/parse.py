@@ -16,8 +16,7 @@ from sqlglot.tokens import Token, TokenType
 
 from pipelines.errors import ExpressionError
 from pipelines.expressions import ir
-from pipelines.expressions.expand import ArgumentError
-from pipelines.expressions.functions import FUNCTIONS, Function
+from pipelines.expressions.functions import FUNCTIONS, ArgumentError, Function
 from pipelines.expressions.ir import Node, ValueKind
 from schemas.contract import ColumnType
 from schemas.envelope import parse_time
@@ -420,7 +419,7 @@ def _comparison(op: str, left: Node, right: Node, at: exp.Expression) -> Node:
 
 
 def _align(left: Node, right: Node, at: exp.Expression) -> tuple[Node, Node]:
-    """A text literal beside a time is read as a time."""
+    """A text literal next to a time is read as a time."""
     if left.kind is ValueKind.TIME and isinstance(right, ir.Text):
         return left, _moment(right, at)
     if right.kind is ValueKind.TIME and isinstance(left, ir.Text):

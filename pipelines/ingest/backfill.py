@@ -1,7 +1,7 @@
-"""Rows made anew from raw landing, by today's contracts and policies, as a new version of their tables.
+"""Rows made again from raw landing, by today's contracts and policies, as a new version of their tables.
 
 The landed segments of a range are run once more, all steps of it, in a small lake of their own. Then, table by table, each row
-that has come out anew takes the place of the row of its key, in one commit. Keys, runs and payloads stay as they are, so
+that has come out again takes the place of the row of its key, in one commit. Keys, runs and payloads stay as they are, so
 the books do too: what was refused then is for `quarantine replay`, and a row that would be refused today stays as it was.
 A reader of an older version sees the rows of before.
 """
@@ -88,15 +88,15 @@ def backfill(core: CoreConfig, segments: Segments, engine: Engine, clock: Clock)
     lake = lake_of(core)
     segments = _checked(lake, segments)
     with workplace(lake, "backfill") as there:
-        beside = backfills_folder(there.root) / f"{segments.bridge}-{segments.low}-{segments.high}"
-        _lay_out(there, beside, segments)
-        here = msgspec.structs.replace(core, lake=str(beside), remote=None)
+        side_root = backfills_folder(there.root) / f"{segments.bridge}-{segments.low}-{segments.high}"
+        _lay_out(there, side_root, segments)
+        here = msgspec.structs.replace(core, lake=str(side_root), remote=None)
         loop = RunLoop(here, NoReceipts(), clock, engine if core.remote is None else Engine())
         while loop.step():
             pass
-        made = sorted(folder.name for folder in (beside / STREAMS).iterdir()) if (beside / STREAMS).is_dir() else []
-        done = [_adopt(there, beside, stream) for stream in made if open_table(there, stream_table(stream)) is not None]
-        shutil.rmtree(beside)
+        made = sorted(folder.name for folder in (side_root / STREAMS).iterdir()) if (side_root / STREAMS).is_dir() else []
+        done = [_adopt(there, side_root, stream) for stream in made if open_table(there, stream_table(stream)) is not None]
+        shutil.rmtree(side_root)
     roll_up_again(lake)
     return done
 
@@ -118,9 +118,9 @@ def _checked(lake: Lake, segments: Segments) -> Segments:
     return Segments(bridge, segments.low, segments.high)
 
 
-def _lay_out(lake: Lake, beside: Path, segments: Segments) -> None:
+def _lay_out(lake: Lake, side_root: Path, segments: Segments) -> None:
     """The small lake: the same segments under numbers from 1, the same objects, policies and labels."""
-    landing = landing_folder(beside, segments.bridge)
+    landing = landing_folder(side_root, segments.bridge)
     landing.mkdir(parents=True, exist_ok=True)
     for place, number in enumerate(range(segments.low, segments.high + 1), 1):
         target = sealed_path(landing, place)
@@ -128,20 +128,20 @@ def _lay_out(lake: Lake, beside: Path, segments: Segments) -> None:
             landed = lake.local(sealed_path(landing_folder(lake.root, segments.bridge), number))
             os.link(landed, target)
             lake.evict([landed])
-    read_objects_through(lake, beside)
+    read_objects_through(lake, side_root)
     for file in lake.files(FOLDER):
         lake.local(lake.root / file.name)
-    if (lake.root / FOLDER).is_dir() and not (beside / FOLDER).exists():
-        (beside / FOLDER).symlink_to((lake.root / FOLDER).resolve())
+    if (lake.root / FOLDER).is_dir() and not (side_root / FOLDER).exists():
+        (side_root / FOLDER).symlink_to((lake.root / FOLDER).resolve())
     for file in lake.files(LABELS):  # a table is not opened through a link, and files of labels never change
-        (beside / file.name).parent.mkdir(parents=True, exist_ok=True)
-        if not (beside / file.name).exists():
-            os.link(lake.local(lake.root / file.name), beside / file.name)
+        (side_root / file.name).parent.mkdir(parents=True, exist_ok=True)
+        if not (side_root / file.name).exists():
+            os.link(lake.local(lake.root / file.name), side_root / file.name)
 
 
-def _adopt(lake: Lake, beside: Path, stream: str) -> Backfilled:
+def _adopt(lake: Lake, side_root: Path, stream: str) -> Backfilled:
     name = stream_table(stream)
-    made = open_table(lake_at(beside), name)
+    made = open_table(lake_at(side_root), name)
     assert made is not None
     fresh = pa.table(made.to_pyarrow_table())
     for _ in range(ATTEMPTS):
@@ -150,12 +150,12 @@ def _adopt(lake: Lake, beside: Path, stream: str) -> Backfilled:
         for path, replaced, count, span in _replaced(lake, stream, sorted(live_sizes(table)), fresh):
             if span is not None:
                 leave_word(lake, span)
-            digest = hashlib.sha256(f"{beside.name}\n{path}".encode()).hexdigest()[:24]
+            digest = hashlib.sha256(f"{side_root.name}\n{path}".encode()).hexdigest()[:24]
             new.append(write_table_file(lake, name, f"backfill-{digest}.parquet", replaced, private_of(table, replaced.schema)))
             old.append(path)
             rows += count
             lake.evict([lake.root / name / path])
-        if not old or swap_files(lake, name, old, new, {"catchment.backfill": beside.name}, changes_rows=True):
+        if not old or swap_files(lake, name, old, new, {"catchment.backfill": side_root.name}, changes_rows=True):
             after = open_table(lake, name)
             lake.evict([lake.root / file.path for file in new])
             log.info("backfilled", stream=stream, rows=rows, files=len(new))
@@ -164,19 +164,19 @@ def _adopt(lake: Lake, beside: Path, stream: str) -> Backfilled:
 
 
 def _replaced(lake: Lake, stream: str, paths: list[str], fresh: pa.Table) -> Iterator[tuple[str, pa.Table, int, Stale | None]]:
-    """Each file that has rows of the fresh keys, with those rows made anew, and the time they span, before and after."""
-    anew = pl.from_arrow(fresh)
-    assert isinstance(anew, pl.DataFrame)
+    """Each file that has rows of the fresh keys, with those rows made again, and the time they span, before and after."""
+    remade = pl.from_arrow(fresh)
+    assert isinstance(remade, pl.DataFrame)
     for path in paths:
         file = lake.local(lake.root / stream_table(stream) / path)
         before = pl.from_arrow(pq.read_table(file, partitioning=None))
         assert isinstance(before, pl.DataFrame)
-        hit = anew.join(before.select(*_KEY, *(name for name in _KEPT if name in before.columns)), on=_KEY, suffix="_before")
+        hit = remade.join(before.select(*_KEY, *(name for name in _KEPT if name in before.columns)), on=_KEY, suffix="_before")
         if not hit.height:
             lake.evict([file])
             continue
         kept = [name for name in _KEPT if f"{name}_before" in hit.columns]
-        rows = hit.with_columns(pl.col(f"{name}_before").alias(name) for name in kept).select(anew.columns)
+        rows = hit.with_columns(pl.col(f"{name}_before").alias(name) for name in kept).select(remade.columns)
         rest = before.join(rows.select(_KEY), on=_KEY, how="anti")
         whole = pl.concat([rest, rows], how="diagonal_relaxed").sort(*_KEY).to_arrow()
         was = before.join(rows.select(_KEY), on=_KEY, how="semi")

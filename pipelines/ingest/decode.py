@@ -86,7 +86,7 @@ def plain_body(body: Body, encoding: str, max_bytes: int) -> Body:
         if declared not in (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR) and declared > bound:
             raise DecodeError(f"zstd body of {body.size} bytes unpacks to {declared}, above the limit of {bound}")
         with zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(body, read_across_frames=False) as reader:
-            # One byte more than allowed: whoever declared nothing, or a lie, is found out at the bound.
+            # One byte more than allowed: a sender that declared nothing, or a lie, is found out at the bound.
             plain = reader.read(bound + 1) if declared < 0 or declared > bound else reader.read(declared + 1)
     except zstandard.ZstdError as error:
         raise DecodeError(f"not zstd: {error}") from error
@@ -146,7 +146,7 @@ def json_rows(body: Body, count: int, contract: Contract, received_us: int, max_
 
 
 def replayed_rows(body: Body, count: int, first_seq: int, max_bytes: int) -> Rows:
-    """The rows of a replay, their seqs beside them.
+    """The rows of a replay, their seqs next to them.
 
     Raises:
         DecodeError: as `arrow_rows`.

@@ -92,7 +92,7 @@ class RuleBook:
         return self._digest
 
     def refresh(self) -> str:
-        """The rules for the next run: read anew if a file, or labels that a rule reads, have changed since the last look."""
+        """The rules for the next run: read again if a file, or labels that a rule reads, have changed since the last look."""
         seen = self._fingerprint()
         if seen == self._seen and pin_labels(self._lake, self._read) == self._labels:
             return self._digest
@@ -329,7 +329,7 @@ class RunLoop:
         except CorruptLakeError as error:
             if not self._is_stale(plan):
                 raise
-            # A segment rotted after it was planned. Nothing of this run is prepared, let alone committed: plan it anew.
+            # A segment rotted after it was planned. Nothing of this run is prepared, let alone committed: plan it again.
             self._lake.delete(plan_path(self._lake.root, plan.run))
             raise RetryLaterError(f"run {plan.run} is planned again: {error}") from error
         before, self._state = self._state.ledger, LoopState(outcome.ledger, dict(plan.next_numbers))

@@ -53,7 +53,7 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("samples", pa.int64()),
     ]
 )
-"""`id` names the row for ever; `spans` are the refused seqs as JSON, half-open; `first_seq` and `samples` what the whole
+"""`id` names the row permanently; `spans` are the refused seqs as JSON, half-open; `first_seq` and `samples` what the whole
 envelope claims, so that it can be read again."""
 PRIVATE = frozenset({"body", "properties", "topic", "reason"})
 

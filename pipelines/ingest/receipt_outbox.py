@@ -61,7 +61,7 @@ class Link(Protocol):
     """A connection to the broker. Nothing here waits for an answer."""
 
     def limits(self) -> LinkLimits | None:
-        """The limits of the connection, made anew if that is due; None while there is none."""
+        """The limits of the connection, made again if that is due; None while there is none."""
         ...
 
     def send(self, message: Outgoing) -> int:

@@ -285,7 +285,7 @@ class ReceiptSender:
         """See to it that the thread is at work.
 
         Raises:
-            RuntimeError: it failed; the run loop ends, and begins anew with every receipt.
+            RuntimeError: it failed; the run loop ends, and begins again with every receipt.
         """
         if self.failure is not None:
             raise RuntimeError("receipts are no longer published") from self.failure

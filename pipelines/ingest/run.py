@@ -258,7 +258,7 @@ def execute(
     if unbalanced:
         raise CorruptLakeError(
             f"run {plan.run}: received is not committed + quarantined + discarded + duplicate for {unbalanced[:3]}; nothing was "
-            f"committed. Delete {prepared_path(lake.root, plan.run)} to prepare the run anew"
+            f"committed. Delete {prepared_path(lake.root, plan.run)} to prepare the run again"
         )
     files = prepared.files()
     request_run(lake, plan.run, _streams_with_chips(files, read_pins(lake, plan.pins)))

@@ -79,7 +79,7 @@ def settle_item(lake: Lake, work: Work, tell: Callable[[int, int], None] | None 
             tell(*place)
         settler.take(message, fresh_spans)
         if tell is not None:
-            settler.flush()  # whoever asks for names wants to know which message a death came of
+            settler.flush()  # a caller that asks for names wants to know which message a death came of
     settler.refuse_unadmitted()
     return settler.finish()
 
@@ -399,7 +399,7 @@ def _settle(settler: Settler, units: Sequence[Unit]) -> None:
 
 
 def _reason(fault: str) -> str:
-    return f"{fault[:600]}; a fault of the core's own: report it, and replay once it is mended"
+    return f"{fault[:600]}; a fault of the core's own: report it, and replay once it is repaired"
 
 
 def _halves(units: Sequence[Unit]) -> tuple[Sequence[Unit], Sequence[Unit]]:

@@ -248,7 +248,7 @@ def _ipc(rows: pa.Table) -> bytes:
 
 
 def _keyed(checked: _Checked, contract: Contract, run: int) -> pa.Table:
-    """The rows beside their keys and times; text that repeats as codes, so that the file's writer need not look at it."""
+    """The rows next to their keys and times; text that repeats as codes, so that the file's writer need not look at it."""
     heads = [envelope.message for envelope in checked.envelopes]
     owner, count = checked.keys.envelope, checked.rows.num_rows
     epochs = np.array([head.epoch for head in heads], np.int64)[owner]

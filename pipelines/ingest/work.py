@@ -138,7 +138,7 @@ def failure_of(error: Exception) -> Failure:
         case PipelineError():
             return Failure(REFUSED, str(error))
         case OSError() | MemoryError():
-            # The disk or the machine is short of something: that may pass, and nothing of ours can mend it.
+            # The disk or the machine is short of something: that may pass, and nothing of ours can repair it.
             return Failure(AWAY, f"{type(error).__name__}: {error}", trace)
         case _:
             return Failure(FAULT, f"{type(error).__name__}: {kind_of(str(error))}", trace)

@@ -47,7 +47,7 @@ def bind_code(policy: Policy, folder: Path) -> Policy:
 
 
 def store_code(lake: Lake, policies: Iterable[Policy], folder: Path) -> None:
-    """Copy the steps' files from beside the policies into the lake, each once.
+    """Copy the steps' files from next to the policies into the lake, each once.
 
     Raises:
         ConfigError: a file cannot be read, or is no longer what the policy was loaded with.

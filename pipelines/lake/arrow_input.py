@@ -2,7 +2,7 @@
 
 Arrow reads Parquet on threads of its own, which drop what they read when they come to it. Where that was read through a file or
 bytes of Python they need the interpreter to drop it, and one that needs it while the interpreter ends takes the whole process
-down with SIGABRT: a short script that had printed its result would end with 134. So whoever has an open file or bytes makes one
+down with SIGABRT: a short script that had printed its result would end with 134. So who has an open file or bytes makes one
 of these of it first.
 """
 

@@ -66,7 +66,7 @@ class Lease:
 
     Args:
         store: files of the lake.
-        owner: machine and working copy; whoever comes back under the same name takes its claim back at once.
+        owner: machine and working copy; a process that comes back under the same name takes its claim back at once.
         term_s: how long a holder may be silent.
         stop: ends the waiting for a silent holder.
         name: the claim's object.

@@ -157,7 +157,7 @@ def swap_files(
         old: paths below the table's folder.
         new: durable files.
         note: what the commit says of itself.
-        changes_rows: whether the rows differ; if not, whoever follows the table need not look.
+        changes_rows: whether the rows differ; if not, a reader who follows the table need not look.
         transaction: an application transaction to record with it.
 
     Returns:

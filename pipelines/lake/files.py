@@ -37,7 +37,7 @@ class NewFile(msgspec.Struct, frozen=True):
 def write_table_file(
     lake: Lake, table: str, name: str, rows: pa.Table, private: Collection[str] = (), *, lasting: bool = False
 ) -> NewFile:
-    """Write rows as `<table>/<name>`: beside, fsync, rename, fsync the folder.
+    """Write rows as `<table>/<name>`: next to, fsync, rename, fsync the folder.
 
     Args:
         lake: the lake.

@@ -116,12 +116,12 @@ def stale_path(root: Path, name: str) -> Path:
 
 
 def maintain_lock_path(root: Path) -> Path:
-    """Held by whoever rewrites or deletes files of this lake."""
+    """Held by the process that rewrites or deletes files of this lake."""
     return root / RUNS / "maintain.lock"
 
 
 def retag_lock_path(root: Path, stream: str) -> Path:
-    """Held by whoever tags this stream anew."""
+    """Held by the process that tags this stream again."""
     return root / "policies" / f".retag-{stream}.lock"
 
 

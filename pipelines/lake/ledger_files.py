@@ -104,7 +104,7 @@ def _read_rows(lake: Lake, run: int) -> tuple[LedgerRows, tuple[int, ...]]:
 
 def _parquet(table: pa.Table, ledger: Ledger) -> bytes:
     if not ledger.is_whole:
-        # Whoever does not know deltas must not take one for the whole: it refuses a column that it does not know.
+        # A reader that does not know deltas must not take one for the whole: it refuses a column that it does not know.
         table = table.append_column(BASE_FIELD, pa.repeat(pa.scalar(ledger.bases[-1], pa.int64()), table.num_rows))
     table = table.replace_schema_metadata({BASES: msgspec.json.encode(ledger.bases)})
     sink = pa.BufferOutputStream()

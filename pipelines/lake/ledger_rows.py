@@ -70,7 +70,7 @@ class LedgerRows:
         listed: Mapping[str, frozenset[EpochKey]],
         reasons: Reasons = NO_REASONS,
     ) -> "LedgerRows":
-        """The states after a run; whoever it touched and is not here has none yet. See `Ledger.after`."""
+        """The states after a run; one that it touched and is not here has none yet. See `Ledger.after`."""
         settled = pa.concat_tables([_with_requests(self.settled, listed, touched), _settled_table(touched)])
         # The ranges of an epoch that were there before the run make room for those that it leaves.
         is_new = np.arange(settled.num_rows) >= self.settled.num_rows

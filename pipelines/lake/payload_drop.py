@@ -255,6 +255,6 @@ def _write(lake: Lake, name: str, table: DeltaTable, path: str, new: Sequence[Re
 
 
 def _new_path(shard: str, rows: Int64s) -> str:
-    """Beside the old one. The same rows give the same name, so a repeated try replaces its own."""
+    """Next to the old one. The same rows give the same name, so a repeated try replaces its own."""
     digest = hashlib.sha256(shard.encode() + b"\n" + rows.tobytes()).hexdigest()[:24]
     return f"{shard.rsplit('/', 1)[0]}/drop-{digest}.parquet"

@@ -1,4 +1,4 @@
-"""Keeps values of private columns out of what lies beside the rows: statistics, roll-ups, profiles.
+"""Keeps values of private columns out of what lies next to the rows: statistics, roll-ups, profiles.
 
 What this code writes has none. But a contract may call a column private later than its first rows, and other tools write bounds
 of every column into files that they rewrite. So maintenance looks at each file once, and rewrites what shows a private value.
@@ -123,7 +123,7 @@ def _rewrite_without(lake: Lake, name: str, table: DeltaTable, path: str, privat
 
 
 def _with_private_noted(lake: Lake, name: str, table: DeltaTable, private: Collection[str]) -> DeltaTable:
-    """The table, told to keep bounds of these columns out of its log whoever writes to it."""
+    """The table, told to keep bounds of these columns out of its log no matter what writes to it."""
     shown = shown_columns(table)
     if shown is None or shown.isdisjoint(private):
         return table

@@ -1,6 +1,6 @@
 """Files that a row, a manifest or a table's log names: found below the lake root only, whatever the name says.
 
-What names them came from outside once: `../`, absolute names, other schemes and links would read any file of whoever builds a
+What names them came from outside once: `../`, absolute names, other schemes and links would read any file of the builder of a
 set. All readers of payloads and of table files come through here. The lake root itself may be a link; below it none is followed.
 """
 

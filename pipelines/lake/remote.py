@@ -104,18 +104,18 @@ class Remote:
         import obstore  # noqa: PLC0415  # an extra
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.tmp")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.tmp")
         try:
-            with translate_errors(self.where(name)), beside.open("wb") as file:
+            with translate_errors(self.where(name)), temporary.open("wb") as file:
                 for piece in obstore.get(store(self.config), name).stream():
                     file.write(piece)
                 file.flush()
-                os.fsync(file.fileno())  # what has the name is trusted for ever
-            beside.replace(path)
+                os.fsync(file.fileno())  # what has the name is trusted permanently
+            temporary.replace(path)
         except FileNotFoundError:
             return False
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         return True
 
     def copy(self, name: str, new_name: str) -> None:

@@ -4,7 +4,7 @@
 since the one before, exactly once (application transaction `("rollup", run)`). Samples that come late make a second row for
 their minute; `read_rollup` puts such rows together, and so does each compaction.
 
-Whoever changes values of rows that are there leaves word of it before its commit (`runs/stale/`), and takes the word away
+A process that changes values of rows that are there leaves word of it before its commit (`runs/stale/`), and takes the word away
 once the minutes are rolled up again; if it dies between the two, the next maintenance does it. Doing it twice changes nothing.
 """
 

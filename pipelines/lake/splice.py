@@ -52,7 +52,7 @@ def splice_columns(source: Path, target: Path, columns: pa.Table) -> int:
         The size of the new file in bytes.
 
     Raises:
-        RefusedError: the source is written in a way whose bytes cannot be taken over; write it anew instead.
+        RefusedError: the source is written in a way whose bytes cannot be taken over; write it again instead.
         CorruptLakeError: the source is not a Parquet file, or the result would not be one.
         OSError: the disk refused.
     """

@@ -23,7 +23,7 @@ from pipelines.errors import BadReferenceError, ConflictError, CorruptLakeError,
 from pipelines.lake.layout import OBJECTS, backfills_folder
 
 NEW = ""  # the tag to replace with where there is no file yet
-# Whoever made a log's folder may have been killed before syncing it, so the first entries sync it again.
+# The process that made a log's folder may have been killed before syncing it, so the first entries sync it again.
 _YOUNG_VERSIONS = 2
 
 

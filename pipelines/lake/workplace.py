@@ -30,7 +30,7 @@ _VARIABLE = "TMPDIR"
 
 @contextmanager
 def workplace(lake: Lake, name: str) -> Iterator[Lake]:
-    """The same lake, to work in another folder if it is in a bucket; whoever asks sees to it that nobody else asks by this name.
+    """The same lake, to work in another folder if it is in a bucket; the caller sees to it that nobody else asks by this name.
 
     Raises:
         OSError: the disk refused.

@@ -46,7 +46,7 @@ from pipelines.lake.workplace import workplace
 from pipelines.training.manifest import MANIFEST_NAME
 
 _HALF = re.compile(
-    r"\..*\.(tmp|new)"  # our own, written beside
+    r"\..*\.(tmp|new)"  # our own, written next to
     r"|_commit_.*\.json\.tmp|.+#\d+"  # of the table library
     r"|.+\.[0-9a-f]{32}\.partial|.+\.[0-9a-f]{16}\.partial"  # of the array library
 )

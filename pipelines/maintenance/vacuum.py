@@ -166,7 +166,7 @@ class Vacuum:
 
     @contextmanager
     def _quiet(self, name: str) -> Iterator[bool]:
-        """Whether nobody tags the stream anew: second names of old files are as old as those, so no grace covers them."""
+        """Whether nobody tags the stream again: second names of old files are as old as those, so no grace covers them."""
         parent, _, stream = name.partition("/")
         if parent != STREAMS:
             yield True

@@ -1,4 +1,4 @@
-"""An index of a stream's embeddings beside the lake: a segment for each data file, found again by that file's name and size.
+"""An index of a stream's embeddings next to the lake: a segment for each data file, found again by that file's name and size.
 
 A data file never changes, so neither does its segment. A query opens the segments of the files that are live now: what has
 left the lake is not in them. A segment that is missing or damaged is made again, one whose file is gone is deleted.

@@ -1,4 +1,4 @@
-"""Where a sample lies, by its name: for each data file the hashes of its rows' keys, sorted, beside the lake.
+"""Where a sample lies, by its name: for each data file the hashes of its rows' keys, sorted, next to the lake.
 
 As with the vectors, a data file never changes and so neither does its list; what is missing or damaged is made again. What a
 list says is compared with the lake itself, and a sample that no list names is looked for in all rows before it counts as missing.

@@ -57,6 +57,7 @@ _EXTRAS: dict[str, dict[str, dict[str, Any]]] = {
         "sample": {"maxItems": MAX_EDGE_RULES, "description": "On the device: of these a share is kept."},
         "priority": {"maxItems": MAX_EDGE_RULES, "description": "On the device: what goes last when the spool is full."},
         "inspect": {"description": "Columns computed from payloads or text, for the rules to use."},
+        "upload": {"description": "On the device: of what is kept, the telling samples are sent within a budget."},
     },
     "Rule": {
         "tag": {"pattern": "^[a-z][a-z0-9_]{0,62}(:[a-z0-9_.-]{1,62})?$", "description": "A word, or name:value."},
@@ -74,7 +75,7 @@ _EXTRAS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "InspectStep": {
         "use": {"description": "image, exif, text, onnx, or a name of your own."},
-        "file": {"description": "Python code or an ONNX model, beside this file."},
+        "file": {"description": "Python code or an ONNX model, next to this file."},
         "function": {"description": "The function or class in the Python file."},
         "columns": {"description": "What your own function gives: name and type."},
         "max_ms": {"minimum": 1, "maximum": 600_000},

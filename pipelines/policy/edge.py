@@ -24,11 +24,13 @@ from schemas.edge_policy import (
     EdgeInspect,
     EdgePolicy,
     EdgeRule,
+    EdgeUpload,
     SignedEdgePolicy,
     encode_edge_policy,
     encode_policy_message,
     rules_of,
     signing_bytes,
+    upload_columns,
 )
 from schemas.errors import PolicyDocumentError
 from schemas.inspectors import VERSIONS, device_columns
@@ -76,11 +78,36 @@ def edge_inspectors(policies: Sequence[Policy], streams: dict[str, tuple[EdgeRul
     return found
 
 
+def edge_uploads(policies: Sequence[Policy], contracts: ContractSet) -> dict[str, EdgeUpload]:
+    """Which samples of each stream are sent within a budget.
+
+    Raises:
+        NotFoundError: there is no contract for one of the streams.
+        RefusedError: two policies have a budget for one stream, or its contract lacks a column.
+    """
+    found: dict[str, EdgeUpload] = {}
+    for policy in sorted(policies, key=lambda each: each.id):
+        for stream in policy.streams if policy.upload is not None else ():
+            assert policy.upload is not None, "asked just above"
+            if stream in found:
+                raise RefusedError(
+                    f"policy {policy.id}: another policy has an upload budget for {stream} already; keep one of them"
+                )
+            columns = _columns(policy, stream, contracts)
+            if missing := [name for name in upload_columns(policy.upload) if name not in columns]:
+                raise RefusedError(
+                    f"policy {policy.id}: the contract of {stream} lacks {', '.join(missing)}; add it to the contract"
+                )
+            found[stream] = policy.upload
+    return found
+
+
 def numbered_policy(
     lake: Lake,
     streams: dict[str, tuple[EdgeRule, ...]],
     issued_ms: int,
     inspect: dict[str, tuple[EdgeInspect, ...]] | None = None,
+    uploads: dict[str, EdgeUpload] | None = None,
 ) -> EdgePolicy:
     """The rules, and what they need computed, with their version: that of the last time if they are the same, else the next.
 
@@ -89,12 +116,14 @@ def numbered_policy(
         RefusedError: there are too many rules for one stream.
         ConflictError: somebody else has just numbered other rules.
     """
-    content = (streams, inspect) if inspect else streams
+    content: object = (streams, inspect) if inspect else streams
+    if uploads:
+        content = (content, uploads)
     digest = hashlib.sha256(msgspec.json.encode(content)).hexdigest()
     last = _last(lake)
     version = last.version if last.rules == digest else last.version + 1
     try:
-        policy = EdgePolicy(version, issued_ms, streams, inspect=inspect or {})
+        policy = EdgePolicy(version, issued_ms, streams, inspect=inspect or {}, uploads=uploads or {})
     except PolicyDocumentError as error:
         raise RefusedError(f"{error}; put fewer device rules in force") from error
     if version != last.version:
@@ -106,7 +135,7 @@ def numbered_policy(
 
 
 def signed_message(policy: EdgePolicy, signer: DocumentSigner, expires_ms: int | None = None) -> bytes:
-    """The message for `down/<device>/policy`: a signed document, and beside it the form that the release before reads.
+    """The message for `down/<device>/policy`: a signed document, and next to it the form that the release before reads.
 
     Args:
         policy: what to sign; its version is the document's counter.

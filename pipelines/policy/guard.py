@@ -255,7 +255,7 @@ def _died(outcome: Outcome | None, complaint: str) -> WorkerDiedError:
 
 
 def name_of(policy: Policy) -> str:
-    """`<policy>@<version>`, as it stands beside each tag."""
+    """`<policy>@<version>`, as it stands next to each tag."""
     return f"{policy.id}@{policy.version}"
 
 

@@ -41,7 +41,7 @@ def import_policies(body: bytes, stream: str, renamed: Mapping[str, str] = RENAM
     Args:
         body: JSON.
         stream: the stream that the policies shall be for.
-        renamed: their column names to ours, beside `filename`.
+        renamed: their column names to ours, next to `filename`.
 
     Raises:
         ConfigError: not such JSON.

@@ -169,7 +169,7 @@ def retag_stream(
     workers: int = 2,
     labels: Sequence[str] = (),
 ) -> Retagged:
-    """Tag every committed row of a stream anew.
+    """Tag every committed row of a stream again.
 
     Args:
         lake: the lake.

@@ -1,7 +1,7 @@
 """Store profiles of the rows of each run: read the new runs of a stream, write one small file about them.
 
 The table `quality/<stream>` is committed as runs are, with the last run it describes as its number: each run is described once,
-whoever else tries. For each tagging rule that can fail it counts the rows for which it did, judged by the policies that the
+any other process. For each tagging rule that can fail it counts the rows for which it did, judged by the policies that the
 run used: a rule that failed is not true, so its tag is missing and nothing else would show it.
 """
 

@@ -43,7 +43,7 @@ class BrokerLink:
     Args:
         config: where the broker is.
         client_id: this role's name at the broker.
-        filters: what to subscribe to, each time anew.
+        filters: what to subscribe to, each time again.
         unkept: those of them of which retained messages are not wanted; they come marked when they are retained by then.
         handler: called with each message, on the link's own thread; must not raise.
         clock: for how often refusals are logged.
@@ -201,14 +201,14 @@ def expiring(seconds: int | None) -> Properties | None:
     """The properties of a message that the broker drops after so long; None: it keeps it."""
     if seconds is None:
         return None
-    found = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho leaves it untyped
+    found = Properties(PacketTypes.PUBLISH)
     found.MessageExpiryInterval = min(seconds, 2**32 - 1)
     return found
 
 
 def reply_properties(correlation: bytes, user: list[tuple[str, str]]) -> Properties:
     """The properties of an answer."""
-    found = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho leaves it untyped
+    found = Properties(PacketTypes.PUBLISH)
     found.CorrelationData = correlation
     found.UserProperty = user
     return found

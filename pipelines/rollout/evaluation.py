@@ -17,8 +17,9 @@ from pipelines.labels.resolve import ResolveRule, resolved_classes
 from pipelines.labels.table import read_labels
 from pipelines.lake.lake import Lake
 from pipelines.mining.rows import KEY, StreamRows
+from schemas.edge_policy import UPLOAD_SHARE
 
-SHARE = "upload_share"
+SHARE = UPLOAD_SHARE
 EVERYTHING = "all"
 TIMES = {"day": "1d", "hour": "1h", "week": "1w"}
 _NEEDED = ("model_name", "model_version", "predicted_label", "predicted_score")

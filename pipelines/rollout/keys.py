@@ -143,5 +143,5 @@ def models_folder(config: CoreConfig) -> Path:
 
 
 def keys_folder(config: CoreConfig) -> Path:
-    """The signing keys: `models` of the configuration, else `model-keys` beside the lake. Never inside the lake."""
+    """The signing keys: `models` of the configuration, else `model-keys` next to the lake. Never inside the lake."""
     return Path(config.models) if config.models else config.lake_root.parent / "model-keys"

@@ -43,13 +43,16 @@ from schemas.model import (
     MAX_DETAILS_BYTES,
     MAX_MODEL_BYTES,
     ImageInput,
+    ModelNeeds,
     ModelSpec,
     decode_details,
     details_path,
     encode_details,
+    model_spec,
     model_spec_from_plain,
 )
 from schemas.model_origin import ModelOrigin
+from schemas.model_tasks import Classify, ModelTask, RowInput
 
 log = structlog.get_logger(__name__)
 
@@ -135,7 +138,7 @@ class ModelRepository:
         self,
         name: str,
         onnx: bytes,
-        image: ImageInput,
+        image: ImageInput | None,
         *,
         labels: tuple[str, ...] = (),
         output: str = "",
@@ -143,8 +146,13 @@ class ModelRepository:
         golden: tuple[float, ...] = (),
         tolerance: float = 0.01,
         origin: ModelOrigin | None = None,
+        task: ModelTask | None = None,
+        rows: RowInput | None = None,
+        needs: ModelNeeds | None = None,
     ) -> PublishedModel:
         """Sign a model's bytes as the next version of `name`. Needs the targets, snapshot and timestamp keys.
+
+        It takes pictures (`image`) or columns (`rows`); without a task it is a classifier.
 
         Raises:
             RefusedError: a key is not here, the description is malformed, or a device would refuse what came of it.
@@ -156,7 +164,9 @@ class ModelRepository:
             change = self._change()
             try:
                 version = 1 + self._highest(change, name)
-                spec = ModelSpec(name, version, image, labels, output, softmax, golden, tolerance, origin)
+                spec = model_spec(name, version, image, rows, task or Classify())
+                spec = replace(spec, labels=labels, output=output, softmax=softmax, golden=golden)
+                spec = replace(spec, tolerance=tolerance, origin=origin, needs=needs)
                 entry = self._add(change, spec, TargetFile.from_data(model_path(name, version), onnx, ["sha256"]))
             except SchemaError as error:
                 raise RefusedError(f"model {name[:80]!r} cannot be published: {error}") from error
@@ -215,7 +225,7 @@ class ModelRepository:
         return [RoleExpiry(role, expires, LIFETIMES.get(role, LIFETIMES[TARGETS])) for role, expires in ends.items()]
 
     def renew(self, *, when_within: timedelta) -> bool:
-        """Sign the timestamp (and the snapshot) anew if it expires within that time; whether it was done.
+        """Sign the timestamp (and the snapshot) again if it expires within that time; whether it was done.
 
         Raises:
             RefusedError: the online keys are not here.

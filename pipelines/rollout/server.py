@@ -390,7 +390,7 @@ class PieceAnswer:
 
     @property
     def user_properties(self) -> list[tuple[str, str]]:
-        """What travels beside the bytes."""
+        """What travels next to the bytes."""
         return [(STATUS_PROPERTY, self.status), (TOTAL_PROPERTY, str(self.total))]
 
 

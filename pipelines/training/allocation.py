@@ -154,7 +154,7 @@ def _cover(ledger: _Ledger, split_of: Int64s, shares: Sequence[float]) -> None:
 
 
 def _best_of(ledger: _Ledger, groups: Int64s, split: int) -> int:
-    """Of some groups the one that costs this split least beside the others; small ones first, where many are alike."""
+    """Of some groups the one that costs this split least next to the others; small ones first, where many are alike."""
     counts = ledger.counts
     tried = groups[np.lexsort((counts.rank[groups], counts.rows[groups]))][:_SWAP_PARTNERS].tolist()
     costs = [ledger.cost_of(group) for group in tried]

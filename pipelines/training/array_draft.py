@@ -58,7 +58,7 @@ def write_arrays(
     """Write the arrays of a set.
 
     Returns:
-        The rows that stand in Parquet beside the arrays, in the same order, and what was written.
+        The rows that stand in Parquet next to the arrays, in the same order, and what was written.
     """
     progress.total(sum(len(rows) for _, rows in parts))
     if isinstance(source, PictureRule):

@@ -192,7 +192,7 @@ def dask_array(files: SetFiles, manifest: Manifest, split: str, name: str = "") 
         from dask.array import from_zarr  # noqa: PLC0415 - an extra, and slow to load
     except ImportError as error:
         raise RefusedError("to_dask needs Dask; install catchment[dask]") from error
-    return from_zarr(str(_store_path(files, manifest, split) / entry.name), chunks=(max(1, entry.shard_rows), *entry.shape[1:]))  # type: ignore[no-untyped-call]
+    return from_zarr(str(_store_path(files, manifest, split) / entry.name), chunks=(max(1, entry.shard_rows), *entry.shape[1:]))
 
 
 def xarray_dataset(files: SetFiles, manifest: Manifest, split: str, rows: pa.Table) -> Any:

@@ -54,7 +54,7 @@ class Arrivals:
             self._start(part)
 
     def again(self, index: int) -> bytes:
-        """A payload fetched anew, where what is here was not what was captured.
+        """A payload fetched again, where what is here was not what was captured.
 
         Raises:
             CorruptLakeError: the bucket has something else there, too.

@@ -144,7 +144,7 @@ def _first_of_each(found: pl.DataFrame) -> pl.DataFrame:
 
 
 def _aligned(rows: int, found: pl.DataFrame | None, join: AsOf, schema: pa.Schema) -> Joined:
-    """The found values beside the samples, nulls where there are none, with the types of the other stream."""
+    """The found values next to the samples, nulls where there are none, with the types of the other stream."""
     fields = [pa.field(new, schema.field(column).type) for column, new in join.columns.items()]
     if join.age:
         fields.append(pa.field(join.age, pa.float64()))

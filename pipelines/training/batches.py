@@ -39,7 +39,7 @@ class OnBad(StrEnum):
 class BatchOptions:
     """How batches are made.
 
-    `columns`: beside the payload; numbers become arrays, others lists. `image`: (height, width) that pictures are decoded and
+    `columns`: next to the payload; numbers become arrays, others lists. `image`: (height, width) that pictures are decoded and
     scaled to, as (N, height, width, 3) uint8; None: payloads stay bytes. `drop_last`: a last batch that is not full is left out.
     """
 

@@ -424,7 +424,7 @@ def _policies(rows: pa.Table) -> tuple[str, ...]:
 
 
 def _fresh_folder(home: Path) -> Path:
-    """A folder of this process's own beside the versions; one that an earlier process of the same id left is removed."""
+    """A folder of this process's own next to the versions; one that an earlier process of the same id left is removed."""
     folder = home / f"{SET_DRAFT}{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

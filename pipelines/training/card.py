@@ -37,6 +37,8 @@ table.chart svg{width:100%;height:1rem;display:block}td.bar{width:60%}td.n{font-
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(11rem,1fr));gap:1rem}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(9rem,1fr));gap:.8rem}
 figure{margin:0}figure svg{width:100%;height:3.4rem;background:var(--soft)}figcaption{font-size:12px}
+.names{display:flex;flex-wrap:wrap;gap:.1rem .9rem;margin:.3rem 0 .7rem;font-size:13px}
+svg.key{height:.8rem;margin:0 .3rem 0 0;vertical-align:-.05rem}
 .shot{position:relative;line-height:0}.shot img{width:100%;height:auto;border-radius:4px}
 .shot svg{position:absolute;inset:0;width:100%;height:100%;background:none}
 .shot svg *{fill-opacity:.25;stroke-width:2px;vector-effect:non-scaling-stroke}.shot polyline{fill:none}

@@ -27,7 +27,7 @@ Float64s = npt.NDArray[np.float64]
 
 
 def class_bars(manifest: Manifest) -> str:
-    """A bar for each class, a part of it for each split; the number of rows beside it. Classes that a split lacks say so."""
+    """A bar for each class, a part of it for each split; the number of rows next to it. Classes that a split lacks say so."""
     splits = tuple(manifest.split_rows())
     counts: dict[str, dict[str, int]] = {}
     for count in manifest.coverage:

@@ -16,6 +16,7 @@ import pyvips
 
 from catchment.runtime.plain import html_text
 from pipelines.errors import UnreadableImageError
+from pipelines.geometry import corners_of_rotated
 from pipelines.imaging.picture_loader import open_header, shrink
 from pipelines.labels.drawn import LabelKind
 from pipelines.labels.run_lengths import mask_of
@@ -32,6 +33,10 @@ _MAX_POINTS = 1_000
 _IMAGE_HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 _KEY = ("stream", "device", "epoch", "seq")
 _BOX = ("x", "y", "width", "height")
+_ROTATED_NUMBERS = 5
+_HUES = 6
+_MAX_NAMED = 30
+_HIGHEST_REM = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +60,25 @@ def picture_sheet(manifest: Manifest, folder: Path, labels: pa.Table | None) -> 
         return ""
     splits = [name for name, rows in manifest.split_rows().items() if rows]
     share = -(-PICTURES // max(1, len(splits)))
-    drawn = [figure for split in splits for figure in _figures(manifest, folder, split, share, labels)]
+    hues: dict[str, int] = {}
+    drawn = [figure for split in splits for figure in _figures(manifest, folder, split, share, labels, hues)]
     if not drawn:
         return ""
-    return f"<h2>Pictures</h2><div class=pictures>{''.join(drawn[:PICTURES])}</div>"
+    return f"<h2>Pictures</h2>{_legend(hues)}<div class=pictures>{''.join(drawn[:PICTURES])}</div>"
 
 
-def _figures(manifest: Manifest, folder: Path, split: str, count: int, labels: pa.Table | None) -> Iterator[str]:
+def _legend(hues: Mapping[str, int]) -> str:
+    """The colours of the classes of shapes; a class beyond the sixth shares one."""
+    spot = '<svg class=key viewBox="0 0 9 9"><rect class="s{}" width="9" height="9"/></svg>'
+    shown = [(name, number) for name, number in hues.items() if name][:_MAX_NAMED]
+    named = [f"<span>{spot.format(number % _HUES)}{html_text(name)}</span>" for name, number in shown]
+    more = len(hues) - _MAX_NAMED
+    return f"<p class=names>{''.join(named)}{f'<span>and {more:,} more</span>' if more > 0 else ''}</p>" if named else ""
+
+
+def _figures(
+    manifest: Manifest, folder: Path, split: str, count: int, labels: pa.Table | None, hues: dict[str, int]
+) -> Iterator[str]:
     index = next(each for each in manifest.indexes if each.split == split)
     shards = manifest.shards_of(split)
     rows = pa.ipc.open_file(map_set_file(folder, index.path)).read_all().slice(0, min(count, shards[0].rows)) if shards else None
@@ -76,7 +93,10 @@ def _figures(manifest: Manifest, folder: Path, split: str, count: int, labels: p
             picture = _shrunk(body) if body is not None and body.startswith(_IMAGE_HEADS) else None
             if picture is not None:
                 shapes = [*column_shapes(row), *by_label.get(number, [])]
-                yield _figure(picture, shapes[:_MAX_SHAPES], _caption(manifest, split, row, len(shapes)))
+                # A class has one colour on the whole sheet.
+                for shape in shapes[:_MAX_SHAPES]:
+                    hues.setdefault(shape.name, len(hues))
+                yield _figure(picture, shapes[:_MAX_SHAPES], _caption(manifest, split, row, len(shapes)), hues)
 
 
 def column_shapes(row: Mapping[str, Any]) -> Iterator[Shape]:
@@ -110,13 +130,14 @@ def _label_shapes(rows: pa.Table, labels: pa.Table | None) -> dict[int, list[Sha
     return found
 
 
-def _figure(picture: tuple[bytes, int, int], shapes: Sequence[Shape], caption: str) -> str:
+def _figure(picture: tuple[bytes, int, int], shapes: Sequence[Shape], caption: str, hues: Mapping[str, int]) -> str:
     body, width, height = picture
-    names = list(dict.fromkeys(shape.name for shape in shapes))
-    over = "".join(filter(None, (draw_shape(shape, names.index(shape.name), width, height) for shape in shapes)))
+    over = "".join(draw_shape(shape, hues[shape.name], width, height) for shape in shapes)
     svg = f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img">{over}</svg>' if over else ""
     image = f'<img alt="sample" width="{width}" height="{height}" src="data:image/jpeg;base64,{base64.b64encode(body).decode()}">'
-    return f"<figure><div class=shot>{image}{svg}</div><figcaption>{caption}</figcaption></figure>"
+    # No picture is higher than the row of the widest ones by far.
+    fits = f"width:min(100%,calc({_HIGHEST_REM}rem*{width}/{height}))"
+    return f"<figure><div class=shot style='{fits}'>{image}{svg}</div><figcaption>{caption}</figcaption></figure>"
 
 
 def draw_shape(shape: Shape, number: int, width: int, height: int) -> str:
@@ -124,12 +145,16 @@ def draw_shape(shape: Shape, number: int, width: int, height: int) -> str:
     numbers = np.asarray(shape.geometry[: 2 * _MAX_POINTS] if shape.kind != LabelKind.MASK else shape.geometry[:2], np.float64)
     if not len(numbers) or not np.isfinite(numbers).all():
         return ""
-    title, hue = f"<title>{html_text(shape.name or shape.kind)}</title>", f'class="s{number % 6}"'
+    title, hue = f"<title>{html_text(shape.name or shape.kind)}</title>", f'class="s{number % _HUES}"'
     if shape.kind == LabelKind.BOX and len(numbers) == len(_BOX):
-        x, y, wide, tall = (f"{each:.1f}" for each in numbers)
-        return f'<rect {hue} x="{x}" y="{y}" width="{wide.lstrip("-")}" height="{tall.lstrip("-")}">{title}</rect>'
+        (x, y), (wide, tall) = numbers[:2] + np.minimum(numbers[2:], 0), np.abs(numbers[2:])
+        return f'<rect {hue} x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{tall:.1f}">{title}</rect>'
     if shape.kind == LabelKind.MASK:
         return _mask(shape, hue, title)
+    if shape.kind == LabelKind.ROTATED:
+        if len(numbers) != _ROTATED_NUMBERS:
+            return ""
+        numbers = np.array(corners_of_rotated(numbers.tolist()))
     pairs = numbers[: len(numbers) // 2 * 2].reshape(-1, 2)
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in pairs)
     if shape.kind == LabelKind.POINTS:

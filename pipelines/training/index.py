@@ -19,7 +19,7 @@ _HIDDEN = ("payload_offset", "payload_length")
 
 
 class SplitIndex:
-    """Opened on first use, and opened anew in another process after pickling."""
+    """Opened on first use, and opened again in another process after pickling."""
 
     def __init__(self, files: SetFiles, manifest: Manifest, split: str) -> None:
         self._files = files

@@ -189,7 +189,7 @@ def mix_sets(sets: Sequence[TrainingSet], weights: Sequence[float] | None = None
         samples: of an epoch; by default as many as it takes until every sample of every set has come at least once.
 
     Raises:
-        RefusedError: a set is empty, or a weight is not above 0 or too small beside the others.
+        RefusedError: a set is empty, or a weight is not above 0 or too small next to the others.
     """
     sizes = [len(one) for one in sets]
     parts = parts_of(weights if weights is not None else sizes)

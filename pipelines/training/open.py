@@ -351,7 +351,7 @@ def open_set(
 
 
 def _manifest_bytes(folder: Path, manifest: Manifest) -> bytes:
-    """The manifest as it was written: what a release writes beside it later must not make old states another set's."""
+    """The manifest as it was written: what a release writes next to it later must not make old states another set's."""
     try:
         with open_set_file(folder, MANIFEST_NAME) as file:
             return file.read()

@@ -275,7 +275,7 @@ def stream_batches(
     Args:
         lake: the lake.
         stream: its table under `streams/`.
-        columns: what to read; those that are not there are left out, and whoever needs them says so.
+        columns: what to read; those that are not there are left out, and a person who needs them says so.
         version: the Delta version; the newest if None.
         where: an expression over all its columns and tags; empty keeps all rows.
         among: an Arrow filter that files and row groups may be skipped by; None: all.

@@ -52,7 +52,7 @@ class ShardFiles:
         return np.asarray(np.searchsorted(self._starts, indexes, side="right") - 1, np.int64)
 
     def descriptor(self, number: int) -> "Descriptor":
-        """An open shard; the one opened longest ago closes when the last reader lets go of it.
+        """An open shard; the one opened longest ago closes when its last reader closes it.
 
         Raises:
             CorruptLakeError: the shard is missing, or has another size than the manifest lists.

@@ -207,13 +207,6 @@ def shuffled_rows(rows: pa.Table, splits: Int64s, number: int, seed: int) -> pa.
     return rows.take(pa.array(members[order]))
 
 
-def rows_in_time_order(rows: pa.Table, splits: Int64s, number: int) -> pa.Table:
-    """The rows of one split by device and time, as windows over time need them."""
-    members = rows.take(pa.array(np.flatnonzero(splits == number)))
-    keys = [name for name in ("device", "event_time", "epoch", "seq") if name in members.schema.names]
-    return members.sort_by([(name, "ascending") for name in keys])
-
-
 def shard_bounds(sizes: Int64s, max_rows: int, max_bytes: int) -> list[tuple[int, int]]:
     """Half-open row spans of at most `max_rows` and about `max_bytes`; at least one span, even for no rows."""
     ends = np.concatenate(([0], np.cumsum(sizes)))

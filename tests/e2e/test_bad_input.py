@@ -1,4 +1,4 @@
-"""Hand-made bad input beside a good device: each piece is kept with a clear reason, and nobody else loses anything."""
+"""Hand-made bad input next to a good device: each piece is kept with a clear reason, and nobody else loses anything."""
 
 import io
 import json

@@ -13,7 +13,7 @@ from PIL import Image
 
 from edge_agent.documents.gate import DocumentInbox
 from edge_agent.models.config import ModelConfig
-from edge_agent.models.updater import ModelUpdater
+from edge_agent.models.device_models import DeviceModels
 from edge_agent.sources.api import SampleBatch
 from edge_agent.uplink.downlink import ModelRequest
 from pipelines.rollout.golden import try_model
@@ -105,7 +105,8 @@ class Device:
         self.core = core
         self.clock = clock or Clock()
         self.config = ModelConfig("bright", str(root or core.root), ("camera_frame",), **config)  # type: ignore[arg-type]
-        self.updater = ModelUpdater(self.config, state, self._send, self.clock, piece_timeout_s=0.2, orders=orders)
+        self.models = DeviceModels([self.config], state, self._send, self.clock, orders, piece_timeout_s=0.2)
+        self.updater = self.models.updaters["bright"]
 
     def _send(self, request: ModelRequest) -> None:
         found = self.core.reply(request.body)
@@ -122,14 +123,14 @@ class Device:
 
     def close(self) -> None:
         """Stop in order."""
-        self.updater.close()
+        self.models.close()
 
     def settle(self) -> None:
         """One round, to the end of the install it starts."""
         self.updater.run_once(wait_s=0.0)
         worker = self.updater.worker
         if worker is not None:
-            worker.join(30)
+            worker.join(120)
 
     @property
     def version(self) -> int:

@@ -70,9 +70,9 @@ def main() -> None:
             sys.stdout.flush()
 
     server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), request_handler=OneLine)
-    beside = Path(sys.argv[1] + ".tmp")
-    beside.write_text(str(server.server_port))
-    beside.replace(sys.argv[1])
+    temporary = Path(sys.argv[1] + ".tmp")
+    temporary.write_text(str(server.server_port))
+    temporary.replace(sys.argv[1])
     server.serve_forever()
 
 

@@ -44,7 +44,7 @@ def follow(log: Path, position: bytes | None = None, clock: HandClock | None = N
     return _BUILT[-1]
 
 
-def uids(source, tries: int = 8, max_samples: int = 1000) -> tuple[list[str], bytes | None]:
+def uids(source: GuardedSource, tries: int = 8, max_samples: int = 1000) -> tuple[list[str], bytes | None]:
     found: list[str] = []
     position = None
     quiet = 0
@@ -52,7 +52,7 @@ def uids(source, tries: int = 8, max_samples: int = 1000) -> tuple[list[str], by
         batch = source.read(max_samples)
         quiet = quiet + 1 if batch is None else 0
         if batch is not None:
-            found += batch.columns["uid"]
+            found += map(str, batch.columns["uid"])
             position = batch.position
     return found, position
 

@@ -30,7 +30,7 @@ _EXITED = 77
 
 
 def live_armed(folder: Path, mode: str, at: int, many: int) -> None:
-    """The child: what it writes is watched and fails, what it tells goes beside and does not."""
+    """The child: what it writes is watched and fails, what it tells goes next to and does not."""
     shim = ctypes.CDLL(str(preload()))
     descriptor = os.open(_record_file(folder), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     shim.shim_arm(MODES[mode], ctypes.c_long(at), ctypes.c_long(many))
@@ -114,7 +114,7 @@ def in_a_process(mode: str, stride: int = 1, many: int = 1, first: int = 1) -> s
 def main() -> None:
     if "SHIM_ROOT" not in os.environ:
         with tempfile.TemporaryDirectory(prefix="calls-", dir=powercut.folder_in_memory()) as name:
-            disk = Path(name) / "disk"  # what is told lies beside it, where nothing fails
+            disk = Path(name) / "disk"  # what is told lies next to it, where nothing fails
             disk.mkdir()
             environment = {**os.environ, "LD_PRELOAD": str(preload()), "SHIM_ROOT": str(disk)}
             environment["PYTHONPATH"] = os.pathsep.join(sys.path)

@@ -1,6 +1,6 @@
 """When a process of these tests may fork: before Delta Lake, Arrow or Polars have started the threads of their pools.
 
-A child has none of its parent's threads, and a pool whose threads are gone waits for them for ever. So a process that forks
+A child has none of its parent's threads, and a pool whose threads are gone waits for them permanently. So a process that forks
 imports these libraries and calls none of them. For tests only: nothing of the core itself ever forks.
 """
 

@@ -25,7 +25,7 @@ def preload() -> Path:
     text = SOURCE.read_bytes()
     built = Path(tempfile.gettempdir()) / f"catchment-shim-{os.getuid()}-{hashlib.sha256(text).hexdigest()[:16]}.so"
     if not built.exists():
-        beside = built.with_suffix(f".{os.getpid()}.tmp")
-        subprocess.run([cc, "-shared", "-fPIC", "-O2", "-o", str(beside), str(SOURCE), "-ldl", "-lpthread"], check=True)
-        beside.replace(built)
+        temporary = built.with_suffix(f".{os.getpid()}.tmp")
+        subprocess.run([cc, "-shared", "-fPIC", "-O2", "-o", str(temporary), str(SOURCE), "-ldl", "-lpthread"], check=True)
+        temporary.replace(built)
     return built

@@ -14,7 +14,7 @@ _OWN = re.compile(r"\.\d+(-\d+)?(?=\.(tmp|new))")  # the numbers of process and 
 
 
 class Steps:
-    """Tells of every step before and after it, and stays for ever at the one that is to be the last.
+    """Tells of every step before and after it, and stays permanently at the one that is to be the last.
 
     Args:
         root: the lake; what happens outside of it is no step, and names are relative to it.

@@ -3,7 +3,7 @@
     python -W ignore -m tests.faults.warm_start     one request a line on stdin, one answer a line on stdout, both JSON
 
 Each child runs the command `catchment` with the given arguments, as a process of its own that logs to its own file, and is
-signalled by whoever has its number. It ends with this process.
+signalled by a process that has its number. It ends with this process.
 """
 
 import ctypes

@@ -16,7 +16,7 @@ def test_a_test_that_asks_for_a_broker_is_marked(request: pytest.FixtureRequest,
 
 
 def test_a_message_queued_for_an_absent_session_survives_a_restart(broker: RunningBroker) -> None:
-    def connect(name):
+    def connect(name: str) -> mqtt.Client:
         client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=name, protocol=mqtt.MQTTv5)
         properties = Properties(PacketTypes.CONNECT)
         properties.SessionExpiryInterval = 3600

@@ -18,8 +18,8 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 """
 
 
-BESIDE = str(Path(sys.executable).parent)
-ENVIRONMENT = {**os.environ, "PATH": f"{BESIDE}:{os.environ['PATH']}"}
+BIN = str(Path(sys.executable).parent)
+ENVIRONMENT = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
 
 
 @cache
@@ -41,10 +41,10 @@ def printed(program: str) -> str:
         ("catchment contract ch", {"check"}),
     ],
 )
-def test_bash_completes(typed: str, offered) -> None:
+def test_bash_completes(typed: str, offered: set[str]) -> None:
     bash, program = shutil.which("bash"), typed.split(maxsplit=1)[0]
-    if bash is None or shutil.which(program, path=BESIDE) is None:
-        pytest.skip("needs bash, and the commands installed beside this Python")
+    if bash is None or shutil.which(program, path=BIN) is None:
+        pytest.skip("needs bash, and the commands installed next to this Python")
     function = f"_{program.replace('-', '_')}_completion"
     done = subprocess.run(
         [bash, "-c", SCRIPT.format(script=printed(program), program=program, words=typed, function=function)],

@@ -25,7 +25,7 @@ MAX_EXPOSURE = {
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_an_example_for_the_agent_is_a_valid_configuration(repository_root: Path, name) -> None:
+def test_an_example_for_the_agent_is_a_valid_configuration(repository_root: Path, name: str) -> None:
     config = load_agent_config(repository_root / f"deploy/edge/agent.{name}.toml")
     assert config.source
     for source in config.source:
@@ -41,7 +41,7 @@ def test_the_example_for_the_core_is_a_valid_configuration(repository_root: Path
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_an_example_for_the_agent_passes_its_own_check(repository_root: Path, name) -> None:
+def test_an_example_for_the_agent_passes_its_own_check(repository_root: Path, name: str) -> None:
     found = check_file(repository_root / f"deploy/edge/agent.{name}.toml")
     assert found.faults == ()
     assert len(found.report_lines) >= 2
@@ -64,7 +64,7 @@ def test_the_agents_unit_may_ask_whether_the_clock_is_right(repository_root: Pat
 
 
 @pytest.mark.parametrize("unit", MAX_EXPOSURE)
-def test_a_unit_may_do_very_little(repository_root: Path, unit) -> None:
+def test_a_unit_may_do_very_little(repository_root: Path, unit: str) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         pytest.skip("no systemd-analyze here; it comes with systemd")
@@ -80,7 +80,7 @@ def test_a_unit_may_do_very_little(repository_root: Path, unit) -> None:
 
 
 @pytest.mark.parametrize("unit", MAX_EXPOSURE)
-def test_a_unit_starts_a_command_the_wheel_offers(repository_root: Path, unit) -> None:
+def test_a_unit_starts_a_command_the_wheel_offers(repository_root: Path, unit: str) -> None:
     text = (repository_root / "deploy" / f"{unit}.service").read_text()
     (command,) = re.findall(r"^ExecStart=/opt/catchment/bin/(\S+)", text, re.MULTILINE)
     assert f'\n{command} = "' in (repository_root / "pyproject.toml").read_text()

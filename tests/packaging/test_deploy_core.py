@@ -31,7 +31,7 @@ def ours(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_our_containers_may_do_very_little(name) -> None:
+def test_our_containers_may_do_very_little(name: str) -> None:
     assert ours(name)
     for container in ours(name):
         rights = container["securityContext"]
@@ -42,7 +42,7 @@ def test_our_containers_may_do_very_little(name) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_image_has_a_version(name) -> None:
+def test_every_image_has_a_version(name: str) -> None:
     text = (FOLDER / "kubernetes" / f"{name}.yaml").read_text()
     images = [line.split("image:")[1].strip() for line in text.splitlines() if "image:" in line]
     assert images

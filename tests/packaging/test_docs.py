@@ -50,12 +50,12 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
-def _keys(*forms):
+def _keys(*forms: type[msgspec.Struct]) -> list[tuple[str, str]]:
     return [(form.__name__, field.encode_name) for form in forms for field in msgspec.structs.fields(form)]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_link_leads_somewhere(name) -> None:
+def test_every_link_leads_somewhere(name: str) -> None:
     page = ROOT / name
     broken = []
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
@@ -68,20 +68,20 @@ def test_every_link_leads_somewhere(name) -> None:
     assert broken == []
 
 
-def _anchors(page):
+def _anchors(page: Path) -> set[str]:
     titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_file_named_in_a_page_exists(name) -> None:
+def test_every_file_named_in_a_page_exists(name: str) -> None:
     text = (ROOT / name).read_text()
     named = set(re.findall(r"`((?:catchment|edge_agent|pipelines|schemas|tests|deploy|docs|scripts|bench)/[\w./-]*\w/?)`", text))
     assert sorted(path for path in named if not (ROOT / path).exists()) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_make_target_named_in_a_page_exists(name) -> None:
+def test_every_make_target_named_in_a_page_exists(name: str) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     code = re.findall(r"(?:`|^)make ([a-z-]+)", (ROOT / name).read_text(), re.MULTILINE)
     assert sorted(set(code) - targets) == []
@@ -124,7 +124,7 @@ def test_the_pages_name_the_contracts_that_ship_and_count_them_right(page: str) 
         ],
     ],
 )
-def test_every_configuration_key_is_documented(page, form, key) -> None:
+def test_every_configuration_key_is_documented(page: str, form: str, key: str) -> None:
     assert f"`{key}`" in (ROOT / "docs" / page).read_text(), f"{form}.{key} is not in docs/{page}"
 
 
@@ -142,7 +142,7 @@ def test_every_configuration_key_is_documented(page, form, key) -> None:
         ("data-engineer/reference.md", CoreDirectorConfig),
     ],
 )
-def test_every_default_is_documented_as_it_is(page: str, form) -> None:
+def test_every_default_is_documented_as_it_is(page: str, form: type[msgspec.Struct]) -> None:
     text = (ROOT / "docs" / page).read_text()
     wrong = []
     for field in msgspec.structs.fields(form):

@@ -69,7 +69,7 @@ def faults(program: str, words: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_command_and_option_named_in_a_page_exists(page) -> None:
+def test_every_command_and_option_named_in_a_page_exists(page: Path) -> None:
     assert [fault for program, words in named(page.read_text()) for fault in faults(program, words)] == []
 
 

@@ -1,10 +1,12 @@
 """The rules of the house that a reader could forget: arrows, sizes, names, and an argument for every dependency."""
 
 import ast
+import io
 import re
 import shutil
 import subprocess
 import sys
+import tokenize
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,7 +75,7 @@ def _read(root: Path, path: Path) -> Module:
 
 def test_import_arrows_hold(repository_root: Path) -> None:
     linter = shutil.which("lint-imports", path=str(Path(sys.executable).parent))
-    assert linter, "lint-imports is not installed beside this Python; run make setup"
+    assert linter, "lint-imports is not installed next to this Python; run make setup"
     done = subprocess.run([linter, "--no-cache"], cwd=repository_root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -142,7 +144,7 @@ def test_every_module_says_what_it_is_for(repository_root: Path) -> None:
 
 
 def test_no_error_is_passed_over_without_a_word(repository_root: Path) -> None:
-    """An except clause whose whole body is `pass` must say beside it why nothing is to be done."""
+    """An except clause whose whole body is `pass` must say next to it why nothing is to be done."""
     silent = []
     for module in _modules(repository_root):
         lines = module.lines
@@ -306,8 +308,8 @@ def test_a_public_class_name_means_one_thing_in_all_packages(repository_root: Pa
 
 # Words of our own making that the field does not know: see docs/glossary.md for those in their place.
 COINED_WORDS = {
-    "afield", "ballast", "crew", "desk", "fates", "flown", "governor", "heed", "ledgerhand", "leavings", "lineup", "sieve",
-    "sift", "sifted", "suspicion", "teller", "upkeep", "vitals",
+    "afield", "ballast", "crew", "desk", "fates", "flown", "governor", "heed", "ledgerhand", "leash", "leavings", "lineup",
+    "sieve", "sift", "sifted", "suspicion", "teller", "upkeep", "vitals",
 }  # fmt: skip
 
 
@@ -317,4 +319,19 @@ def test_no_identifier_of_the_product_is_of_a_coined_word(repository_root: Path)
         for name in {name for _, name in _identifiers(module)}:
             words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)
             found |= {f"{module.name}: {name}" for word in words if word.lower() in COINED_WORDS}
+    assert found == set()
+
+
+# Riddles and old words, as in the pages: again, repair, permanently, next to and a person stand in their place.
+UNUSUAL_WORDS = re.compile(r"\b(anew|mends?|mended|for ever|beside|whoever)\b", re.IGNORECASE)
+
+
+def test_comments_docstrings_and_messages_are_in_the_words_of_the_field(repository_root: Path) -> None:
+    found = {
+        f"{module.name}:{token.start[0]}: {token.string.strip()[:80]}"
+        for module in _modules(repository_root)
+        if UNUSUAL_WORDS.search(module.text)
+        for token in tokenize.generate_tokens(io.StringIO(module.text).readline)
+        if token.type in {tokenize.COMMENT, tokenize.STRING} and UNUSUAL_WORDS.search(token.string)
+    }
     assert found == set()

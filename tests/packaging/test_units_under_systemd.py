@@ -191,7 +191,7 @@ def test_a_reload_takes_a_new_source_and_keeps_the_process(machine: BootedMachin
 
 
 @pytest.mark.parametrize("unit", [AGENT, BRIDGE, RUN])
-def test_what_is_killed_is_back_by_itself_and_nothing_is_lost(machine: BootedMachine, unit) -> None:
+def test_what_is_killed_is_back_by_itself_and_nothing_is_lost(machine: BootedMachine, unit: str) -> None:
     before = machine.shows(unit, "MainPID")
     machine.run("systemctl", "kill", "--signal=SIGKILL", unit)
     eventually(lambda: is_running(machine, unit, before), machine.journal)
@@ -208,7 +208,7 @@ def test_an_agent_that_hangs_is_started_again_by_the_watchdog(machine: BootedMac
 
 
 @pytest.mark.parametrize("unit", [AGENT, BRIDGE, RUN, "catchment-watch"])
-def test_a_stop_is_clean_and_in_time(machine: BootedMachine, unit) -> None:
+def test_a_stop_is_clean_and_in_time(machine: BootedMachine, unit: str) -> None:
     machine.run("systemctl", "stop", unit, timeout_s=100)
     assert machine.shows(unit, "Result") == "success", machine.journal("-u", unit)
     machine.run("systemctl", "start", unit)

@@ -13,7 +13,7 @@ WANTED = [(python, machine) for python in ("3.11", "3.12", "3.13") for machine i
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("python", "machine"), WANTED)
-def test_every_locked_package_of_the_agent_has_a_wheel(repository_root: Path, python, machine) -> None:
+def test_every_locked_package_of_the_agent_has_a_wheel(repository_root: Path, python: str, machine: str) -> None:
     command = [sys.executable, str(repository_root / "scripts/check_wheels.py"), "--python", python, "--machine", machine]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == EXIT_RETRY:

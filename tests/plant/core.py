@@ -91,7 +91,7 @@ class Core:
 
 
 def cut_all(config: CoreConfig, loop: RunLoop, commit: Commit = commit_cut) -> None:
-    """Cut every slide that waits, as the run loop's process does beside its runs."""
+    """Cut every slide that waits, as the run loop's process does next to its runs."""
     with closing(ChipLoop(config, SystemClock(), lambda: loop.ledger.run, commit=commit)) as chips:
         while chips.step():
             pass

@@ -22,7 +22,7 @@ from schemas.edge_policy import (
     policy_in,
     signing_bytes,
 )
-from schemas.envelope import ARROW_STREAM, read_head
+from schemas.envelope import ARROW_STREAM, EnvelopeHead, read_head
 from schemas.parts import read_part_head
 from schemas.receipts import (
     decode_object_state,
@@ -68,12 +68,12 @@ ENVELOPES = (
 ARROW = tuple(name for name in ENVELOPES if "arrow" in name)
 
 
-def load(name):
+def load(name: str) -> tuple[dict[str, Any], bytes, list[tuple[str, str]]]:
     document = json.loads((VECTORS / f"{name}.json").read_text())
-    return document, bytes.fromhex(document["body_hex"]), [tuple(pair) for pair in document["properties"]]
+    return document, bytes.fromhex(document["body_hex"]), [(key, value) for key, value in document["properties"]]
 
 
-def head_of(document, properties):
+def head_of(document: dict[str, Any], properties: list[tuple[str, str]]) -> EnvelopeHead:
     address = Topics().parse(document["topic"])
     assert address.kind is Kind.UP
     return read_head(address.device, present(address.stream), document["content_type"], properties)
@@ -84,7 +84,7 @@ def test_every_vector_is_tried() -> None:
 
 
 @pytest.mark.parametrize("name", WORDS)
-def test_a_word_of_the_wire_decodes_and_encodes_to_the_same_bytes(name) -> None:
+def test_a_word_of_the_wire_decodes_and_encodes_to_the_same_bytes(name: str) -> None:
     decode, encode = WORDS[name]
     _, body, _ = load(name)
     assert encode(decode(body)) == body
@@ -99,14 +99,14 @@ def test_the_properties_of_an_envelope_read_and_write_to_the_same_pairs(name: st
 
 
 @pytest.mark.parametrize("name", ARROW)
-def test_an_arrow_body_opens_with_arrow_alone_and_fits_its_head_and_contract(name) -> None:
+def test_an_arrow_body_opens_with_arrow_alone_and_fits_its_head_and_contract(name: str) -> None:
     document, body, properties = load(name)
     head = head_of(document, properties)
     plain = zstandard.decompress(body) if head.encoding else body
     with pa.ipc.open_stream(plain) as reader:
         (batch,) = reader
     batch.validate(full=True)
-    assert batch.num_rows == head.span.count
+    assert batch.num_rows == present(head.span).count
     assert batch.schema.field("event_time").type == pa.timestamp("us", tz="UTC")
     contract = builtin_contract(head.stream)
     standard = {"event_time", "payload", "payload_sha256"}
@@ -154,7 +154,7 @@ def test_the_rules_of_a_signed_policy_are_what_the_key_signed() -> None:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_a_signed_document_is_what_the_key_signed_and_holds_its_order(name) -> None:
+def test_a_signed_document_is_what_the_key_signed_and_holds_its_order(name: str) -> None:
     facts, body, _ = load(name)
     kind, form = DOCUMENTS[name]
     message = decode_message(body)
@@ -173,7 +173,7 @@ def test_a_signed_document_is_what_the_key_signed_and_holds_its_order(name) -> N
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_beside_a_signed_document_the_release_before_finds_what_it_reads(name) -> None:
+def test_beside_a_signed_document_the_release_before_finds_what_it_reads(name: str) -> None:
     _, body, _ = load(name)
     decode = decode_desired if name == "desired-signed" else decode_signed_edge_policy
     assert decode(body) == decode(load(name.removesuffix("-signed"))[1])

@@ -130,7 +130,7 @@ def _books(config: AgentConfig) -> tuple[StreamBooks, ...]:
         with closing(database.connect_reader(path)) as db:
             return database.books(db)
     except sqlite3.Error:
-        return ()  # damaged: the agent mends it at its next start, and `status` says so
+        return ()  # damaged: the agent repairs it at its next start, and `status` says so
 
 
 def _listen(events: Events, clock: Clock, wanted: dict[int, str], within_s: float) -> list[Event]:

@@ -354,7 +354,7 @@ def examine_rules(config: AgentConfig, health: Health | None) -> Finding:
 
 def examine_orders(config: AgentConfig, health: Health | None) -> Finding:
     """Are the director's orders followed, and was one refused?"""
-    if config.model is None:
+    if not config.models:
         return skipped(ORDERS, "no [model]: nothing is ordered")
     if config.director is None:
         fix = "add the [director] table that `catchment director show` prints"

@@ -33,10 +33,12 @@ class Decoded:
     Attributes:
         values: signal -> its value, in the order of the message.
         unknown: (selector, raw value) for which the message has no signals.
+        missing: signals that lie behind the end of a short frame.
     """
 
     values: dict[str, Value]
     unknown: tuple[tuple[str, int], ...]
+    missing: int
 
 
 class MultiplexedMessage:
@@ -64,6 +66,7 @@ class MultiplexedMessage:
         """
         values: dict[str, Value] = {}
         unknown: list[tuple[str, int]] = []
+        missing = 0
         pending = [self._root]
         while pending:
             part = pending.pop(0)
@@ -71,6 +74,7 @@ class MultiplexedMessage:
             raw = part.decode(data, decode_choices=False, scaling=False, allow_truncated=True)
             assert isinstance(found, dict)
             assert isinstance(raw, dict)
+            missing += len(part.signals) - len(found)
             values |= {name: value for name, value in found.items() if isinstance(value, (int, float, NamedSignalValue))}
             for name in self._selectors & raw.keys():
                 value = int(raw[name])  # type: ignore[arg-type]  # unscaled values are whole numbers
@@ -79,7 +83,7 @@ class MultiplexedMessage:
                     pending.append(group)
                 elif self._groups[name]:
                     unknown.append((name, value))
-        return Decoded(values, tuple(unknown))
+        return Decoded(values, tuple(unknown), missing)
 
 
 def _part(message: Message, signals: list[DatabaseSignal]) -> Message:
@@ -240,9 +244,13 @@ def _values(known: _Known, data: bytes, rejects: Rejects) -> dict[str, float | N
         for selector, value in decoded.unknown:
             # Its own signals are lost, and with them nothing else of the frame.
             rejects.count(f"report: {known.message.name}: multiplexer {selector} has a value without signals", value)
+        if decoded.missing:
+            rejects.count(f"cell: {known.message.name}: signals behind the end of a short frame")
         return decoded.values
     found = known.message.decode(data, decode_choices=True, allow_truncated=True)
     assert isinstance(found, dict)
+    if known.units.keys() - found.keys():
+        rejects.count(f"cell: {known.message.name}: signals behind the end of a short frame")
     return {name: value for name, value in found.items() if isinstance(value, (int, float, NamedSignalValue))}
 
 

@@ -227,7 +227,7 @@ def _jpeg(file: BinaryIO, size: int) -> bool | None:
         for _ in range(_MAX_STEPS):
             if _exactly(file, 1) != b"\xff":
                 is_strange = True
-                _pass_to_marker(file)  # stray bytes, as decoders pass over, too
+                _pass_to_marker(file)  # stray bytes, which decoders skip, too
                 continue
             marker = 0xFF
             while marker == 0xFF:

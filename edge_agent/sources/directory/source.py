@@ -4,7 +4,7 @@
     path = "/var/spool/camera"
     pattern = ["*.jpg", "*.png"]     # default: files of the media types that the contract takes
     done = "delete"                  # keep | delete | move (into <path>/done)
-    sidecars = "labels"              # <name>.json or <stem>.json here; default: beside the picture
+    sidecars = "labels"              # <name>.json or <stem>.json here; default: next to the picture
     masks = "masks"                  # <stem>.png becomes the column mask
     attributes = "index.csv"         # a table with a row per file
     rename = { bsd_type = "label" }

@@ -1,4 +1,4 @@
-"""A source for small devices: what they publish on a broker beside the agent becomes samples.
+"""A source for small devices: what they publish on a broker next to the agent becomes samples.
 
     kind = "mqtt-local"
     host = "127.0.0.1"
@@ -342,7 +342,7 @@ def build_with_folder(
 
 
 def build_trial(options: Mapping[str, object], contract: Contract, clock: Clock) -> MqttLocalSource:
-    """Listen beside the agent: in a session of its own that ends with it, and without acknowledging anything.
+    """Listen next to the agent: in a session of its own that ends with it, and without acknowledging anything.
 
     Raises:
         ConfigError: an option is unknown, missing or wrong.

@@ -209,7 +209,7 @@ class Exporter:
         ]
         self.record_count = 0
         data_sets = [(set_id, body, template or self.templates.get(set_id)) for set_id, body, template in found]
-        # What options tell of sampling holds for the flows beside them, in whatever order they stand.
+        # What options tell of sampling holds for the flows next to them, in whatever order they stand.
         data_sets.sort(key=lambda one: one[2] is None or not one[2].is_options)
         exports += [self._data(set_id, body, template, at_ms, uptime_ms) for set_id, body, template in data_sets]
         return [export for export in exports if export is not None]

@@ -34,7 +34,7 @@ IDENTITY = ("listen",)
 
 # What a flow record counts, each way: packets, bytes of IP, bytes of payload. Pure.
 # Exporters tell what came back in three ways: by reverse elements (RFC 5103), by the responder's elements (Cisco NSEL and
-# others), and, in NetFlow 9, by OUT_BYTES and OUT_PKTS beside IN_BYTES and IN_PKTS (Meraki). OUT_BYTES alone, as an egress
+# others), and, in NetFlow 9, by OUT_BYTES and OUT_PKTS next to IN_BYTES and IN_PKTS (Meraki). OUT_BYTES alone, as an egress
 # monitor tells it, is of the flow's own direction; in IPFIX these two numbers are never what came back.
 FLOW_COUNTS = ("orig_pkts", "orig_ip_bytes", "orig_bytes", "resp_pkts", "resp_ip_bytes", "resp_bytes")
 _PACKETS, _IP_BYTES = (2, 86), (1, 85)

@@ -165,11 +165,11 @@ class Frames(Protocol):
 
     @property
     def is_held(self) -> bool:
-        """Whether a message is held back until what follows tells where it ends."""
+        """Whether a message waits until what follows shows where it ends."""
         ...
 
     def idle(self) -> list[bytes]:
-        """Nothing followed for a while; what is held back and counts as a message."""
+        """Return what waits and counts as a message, because nothing followed for a while."""
         ...
 
     def end(self) -> list[bytes]:

@@ -36,7 +36,7 @@ class CellError(ValueError):
 
 
 def to_int(value: object, bits: int, numbers: NumberForm = PLAIN_NUMBERS) -> int:
-    """A whole number of at most so many bits beside the sign."""
+    """A whole number of at most so many bits next to the sign."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise CellError("not an integer")
     if isinstance(value, str):

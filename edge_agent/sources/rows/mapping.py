@@ -14,6 +14,7 @@ from edge_agent.sources.rows.cells import PLAIN_NUMBERS, PLAIN_TIMES, convert_co
 from edge_agent.sources.rows.tables import RawChunk
 from schemas.contract import Column, ColumnType, Contract
 from schemas.inspectors import PICTURE_COLUMNS, TEXT_COLUMNS
+from schemas.model_tasks import PREDICTION_COLUMNS
 from schemas.source_names import match_columns
 from schemas.written_values import NumberForm, TimeForm
 
@@ -28,7 +29,7 @@ log = structlog.get_logger(__name__)
 JUDGED_SAMPLES = 100
 # What the agent itself puts in behind the source: clock, model and inspectors.
 _FILLED_LATER = frozenset({
-    COLUMN, "model_name", "model_version", "predicted_label", "predicted_score",
+    COLUMN, *PREDICTION_COLUMNS,
     *(column.name for column in (*PICTURE_COLUMNS, *TEXT_COLUMNS)),
 })  # fmt: skip
 
@@ -78,13 +79,13 @@ class ColumnMapper:
         return {column.name: name for name, column in self._matched[1].items()}
 
     def convert(
-        self, chunk: RawChunk, beside: frozenset[str] = frozenset(), read_times: Mapping[str, Sequence[int]] | None = None
+        self, chunk: RawChunk, extra: frozenset[str] = frozenset(), read_times: Mapping[str, Sequence[int]] | None = None
     ) -> dict[str, Sequence[Scalar]]:
         """The contract's columns of a chunk.
 
         Args:
             chunk: the rows.
-            beside: names that are used elsewhere and are not kept as attributes.
+            extra: names that are used elsewhere and are not kept as attributes.
             read_times: name -> its cells as times, where they were read already.
         """
         matched = self._match(tuple(chunk.columns))
@@ -98,7 +99,7 @@ class ColumnMapper:
                 out[column.name] = convert_column(cells, column, self._unset, self._rejects, self._numbers, self._times)
                 if column.fields:
                     self._note_left_out(_unknown_fields(name, cells, column))
-            elif name not in beside:
+            elif name not in extra:
                 rest[name] = cells
         if rest and self._keeps_rest and ATTRIBUTES not in out:
             out[ATTRIBUTES] = self._attributes(rest, chunk.rows)

@@ -47,13 +47,18 @@ _STRUCTURED_NEXT = re.compile(r"-(?: |$)|\[")
 _ELEMENT = re.compile(r"\[([^\s=\]\"]{1,128})")
 _PARAMETER = re.compile(r" ([^\s=\]\"]{1,128})=\"((?:[^\"\\\]]|\\.)*)\"", re.DOTALL)
 # Some write the day without its blank, the year behind it, or a colon where the host would follow (Cisco).
-_BSD_TIME = re.compile(r"([A-Z][a-z]{2}) ( ?\d{1,2})(?: (\d{4}))? (\d{1,2}):(\d\d):(\d\d)(?:\.(\d{1,6}))?(?: ?(:) | )")
+_BSD_TIME = re.compile(
+    r"([A-Z][a-z]{2}) ( ?\d{1,2})(?: (\d{4}))? (\d{1,2}):(\d\d):(\d\d)(?:\.(\d{1,6}))?(?: (UTC|GMT)(?=:))?(?: ?: | )"
+)
+# Before the time Cisco may write a number, the host, and a dot: the clock was set once. A star says that it never was.
+_CISCO = re.compile(r"(?:\d{1,10}: )?(?:([^\s\[\]:<>]{1,255}): )?\.?(?=[A-Z][a-z]{2} )")
 _ISO_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\S{1,40}) ")
 _HOST = re.compile(r"([^\s\[\]:]{1,255}|[0-9a-fA-F:]{2,45}) (?=\S)")
 # A number alone is no program: Cisco counts its messages so.
 _TAG = re.compile(r"(?!\d+:)([^\s\[\]:<>]{1,64})(?:\[([^\]]{1,128})\])?: ?")
 _MONTHS = ("", "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-_HALF_YEAR_US = 183 * 86_400_000_000
+# A device's clock may be ahead; a message of longer ago than the rest of the year is one that was kept.
+_AHEAD_US = 31 * 86_400_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,7 @@ def read_message(raw: bytes, now_us: int, zone: tzinfo | None) -> SyslogMessage:
 
     Args:
         raw: without its framing.
-        now_us: the year of an RFC 3164 time is the one that brings it nearest to this.
+        now_us: the year of an RFC 3164 time is the last that brings it no further than a month ahead of this.
         zone: of RFC 3164 times, which tell none; None: this machine's.
     """
     problem = ""
@@ -151,10 +156,11 @@ def _epoch_us(timestamp: str) -> int:
 
 
 def _rfc3164(text: str, pri: tuple[int, int], now_us: int, zone: tzinfo | None, problem: str) -> SyslogMessage:
-    time_us, at = _bsd_time(text, now_us, zone)
-    host = None
+    lead = _CISCO.match(text)
+    time_us, at = _bsd_time(text, lead.end() if lead else 0, now_us, zone)
+    host = lead[1] if lead and time_us is not None else None
     # Without a time there is no header at all, and the first word is the message's.
-    if time_us is not None and (found := _HOST.match(text, at)):
+    if time_us is not None and host is None and (found := _HOST.match(text, at)):
         host, at = found[1], found.end()
     app = proc_id = None
     if found := _TAG.match(text, at):
@@ -162,23 +168,25 @@ def _rfc3164(text: str, pri: tuple[int, int], now_us: int, zone: tzinfo | None, 
     return SyslogMessage(text[at:], *pri, time_us, host, app, proc_id, problem=problem)
 
 
-def _bsd_time(text: str, now_us: int, zone: tzinfo | None) -> tuple[int | None, int]:
+def _bsd_time(text: str, start: int, now_us: int, zone: tzinfo | None) -> tuple[int | None, int]:
+    """The time from `start` on and where it ends; None and 0 where there is none."""
     try:
-        if found := _ISO_TIME.match(text):
+        if found := _ISO_TIME.match(text, start):
             return _iso_time(found[1], now_us, zone), found.end()
-        found = _BSD_TIME.match(text)
+        found = _BSD_TIME.match(text, start)
         if found is None or found[1] not in _MONTHS:
             return None, 0
         year = datetime.fromtimestamp(now_us / 1e6, UTC).year
         numbers = [int(found[group]) for group in (2, 4, 5, 6)]
         micros = int((found[7] or "").ljust(6, "0"))
         month = _MONTHS.index(found[1])
+        zone = UTC if found[8] else zone
         if found[3] is not None:
             moment = _moment((int(found[3]), month, *numbers), micros, zone, now_us)
             return (None, 0) if moment is None else (moment, found.end())
         moments = [_moment((year + step, month, *numbers), micros, zone, now_us) for step in (-1, 0, 1)]
-        near = [moment for moment in moments if moment is not None and abs(moment - now_us) <= _HALF_YEAR_US]
-        return (near[0], found.end()) if near else (None, 0)
+        past = [moment for moment in moments if moment is not None and moment - now_us <= _AHEAD_US]
+        return (past[-1], found.end()) if past else (None, 0)
     except (CellError, ValueError, OverflowError, OSError):
         return None, 0
 

@@ -3,7 +3,7 @@
     kind = "tail"
     path = "/var/log/press/press.csv"
     format = "auto"                # csv | jsonl | plain | zeek; auto: by how the log begins, plain never
-    rotated = ["old/*.csv.gz"]     # relative to the log's folder; default: press.csv.1, press-20240501.csv and the like beside it
+    rotated = ["old/*.csv.gz"]     # relative to the log's folder; default: press.csv.1, press-20240501.csv and the like
     start = "begin"                # begin | end of the log, or rotated: those already rotated first
     rename = { v = "speed_mps" }   # a plain line is called message
     time_column = "t"              # default: event_time, ts, timestamp or time, whichever is there; else the time of reading

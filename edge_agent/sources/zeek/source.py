@@ -2,7 +2,7 @@
 
     kind = "zeek"
     path = "/opt/zeek/logs/current/conn.log"
-    rotated = ["../*/conn.*.log.gz"]   # where it goes; relative to its folder; default: conn.<date>.log and the like beside it
+    rotated = ["../*/conn.*.log.gz"]   # where it goes; relative to its folder; default: conn.<date>.log and the like next to it
     start = "begin"                    # begin | end of the log, or rotated: those already rotated first
     rename = { "local_orig" = "attributes" }
     settle_ms = 2000                   # so long after a rotation the old file may still grow

@@ -28,7 +28,7 @@ def read(path: Path) -> ForeignFile:
         objects = root.findall("object")
         for at, item in enumerate(objects):
             if item.find("polygon") is not None:
-                found.losses["polygons beside boxes, which VOC readers skip"] += 1
+                found.losses["polygons next to boxes, which VOC readers skip"] += 1
             attributes = {flag: text for flag in _FLAGS if (text := item.findtext(flag)) not in (None, "", "0", "Unspecified")}
             value = item.findtext("name") or ""
             found.labels.append(

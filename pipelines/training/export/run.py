@@ -1,4 +1,4 @@
-"""Export a set to a folder: whole or not at all, and recorded beside the set with its recipient and its expiry."""
+"""Export a set to a folder: whole or not at all, and recorded next to the set with its recipient and its expiry."""
 
 import hashlib
 import os

@@ -63,7 +63,7 @@ def test_the_root_itself_may_be_a_link(room: Path, tmp_path: Path) -> None:
         *("pipe", "deep", "deep/er"),
     ],
 )
-def test_no_name_leads_out_through_a_link_or_to_what_is_no_file(room: Path, name) -> None:
+def test_no_name_leads_out_through_a_link_or_to_what_is_no_file(room: Path, name: str) -> None:
     for action in (read, status_beneath):
         with pytest.raises(RefusedFileError):
             action(room, name)
@@ -95,7 +95,7 @@ def test_no_descriptor_is_left_open(room: Path) -> None:
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.text(alphabet=st.sampled_from("./upawayfilesecrt\\\0 "), max_size=24))
-def test_nothing_of_the_outside_is_read_by_any_name(room, name) -> None:
+def test_nothing_of_the_outside_is_read_by_any_name(room: Path, name: str) -> None:
     try:
         assert read(room, name) != SECRET
     except OSError:
@@ -104,7 +104,7 @@ def test_nothing_of_the_outside_is_read_by_any_name(room, name) -> None:
 
 @pytest.mark.slow
 @given(name=st.text())
-def test_parts_of_a_name_never_hold_a_way_up_or_out(name) -> None:
+def test_parts_of_a_name_never_hold_a_way_up_or_out(name: str) -> None:
     try:
         parts = inner_parts(name)
     except ValueError:

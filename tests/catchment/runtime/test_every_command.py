@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import click
@@ -41,7 +41,6 @@ from pipelines.commands import rollout as rollout_cli
 from pipelines.commands import status as status_cli
 from pipelines.commands import training_set as set_cli
 from pipelines.commands import training_set_care as set_care_cli
-from pipelines.commands import training_set_export as set_export_cli
 from pipelines.errors import RefusedError
 from pipelines.labels.agreement import LabelAgreement
 from pipelines.labels.exchange import LabelImport
@@ -207,7 +206,7 @@ def _manifest() -> Manifest:
     split = SimpleNamespace(group=(TEXT,), fractions=(("train", 1.0),))
     arrays = hostile(ArrayPart, windows=None, pictures=None)
     files = {"shards": (), "indexes": (), "groups": None, "array_files": (), "arrays": arrays}
-    return hostile(Manifest, split=split, format="catchment.training-set/1", has_payload=False, **files)
+    return cast("Manifest", hostile(Manifest, split=split, format="catchment.training-set/1", has_payload=False, **files))
 
 
 def _draft() -> Any:
@@ -224,7 +223,7 @@ def _draft() -> Any:
 
 
 def _survey() -> Survey:
-    return hostile(Survey)
+    return cast("Survey", hostile(Survey))
 
 
 def _preview() -> Any:
@@ -470,6 +469,7 @@ def _mined(to: pytest.MonkeyPatch, command: str) -> list[str]:
     site = SimpleNamespace(rows=rows, only=None, private=frozenset())
     to.setattr(mining_cli, "MiningSite", SimpleNamespace(open=lambda *_args: site))
     to.setattr(mining_cli, "EmbeddingIndex", lambda *_args: SimpleNamespace(sync=lambda: hostile(IndexState)))
+    to.setattr(mining_cli, "KeyIndex", lambda *_args: SimpleNamespace(sync=lambda: None))
     to.setattr(mining_picks, command, lambda *_args, **_more: Picked(NO_PLACES, "score", ()))
     to.setattr(mining_picks, "describe", lambda *_args: ([Pick(TEXT, 1.0, {TEXT: TEXT})], pa.table({})))
     return [command, *(["car-1/1/1"] if command == "similar" else []), "--from", "x"]
@@ -506,9 +506,9 @@ def set_check(_: Path, to: pytest.MonkeyPatch) -> list[str]:
 
 
 def set_exports(_: Path, to: pytest.MonkeyPatch) -> list[str]:
-    to.setattr(set_export_cli, "set_folder", lambda *_args: Path(_SHOWN))
-    to.setattr(set_export_cli, "load_manifest", lambda _path: _manifest())
-    to.setattr(set_export_cli, "exports_of", lambda *_args: [hostile(ExportRecord, expires=None)])
+    to.setattr(set_care_cli, "set_folder", lambda *_args: Path(_SHOWN))
+    to.setattr(set_care_cli, "load_manifest", lambda _path: _manifest())
+    to.setattr(set_care_cli, "exports_of", lambda *_args: [hostile(ExportRecord, expires=None)])
     return ["set", "exports", "views"]
 
 
@@ -701,7 +701,7 @@ def invoke(app: typer.Typer, words: list[str], *, coloured: bool = False) -> str
 
 
 def test_every_command_is_driven_here_or_has_its_reason() -> None:
-    """Whoever adds a command adds it to one of the two."""
+    """Each new command is added to one of the two."""
     assert commands(core_cli.app) == set(CORE) | set(QUIET["catchment"])
     assert commands(agent_app) == set(AGENT) | set(QUIET["edge-agent"])
     assert all(len(reason) > 10 for reasons in QUIET.values() for reason in reasons.values())
@@ -892,7 +892,7 @@ def test_no_page_holds_markup_or_acting_characters_of_others(tmp_path: Path) -> 
 
 
 def test_metrics_hold_no_acting_character() -> None:
-    from catchment.runtime.metrics_text import MetricsPage
+    from catchment.runtime.health_http import MetricsPage
     from pipelines.config import AlarmConfig
 
     figures = MetricsPage()

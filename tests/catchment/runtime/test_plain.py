@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import unicodedata
+from typing import Any
 
 import pytest
 import structlog
@@ -24,7 +25,7 @@ ANY = st.text(st.characters(exclude_categories=()), max_size=200)
 
 
 @given(ANY)
-def test_no_text_keeps_a_character_that_acts(text) -> None:
+def test_no_text_keeps_a_character_that_acts(text: str) -> None:
     shown = plain(text)
     assert not {unicodedata.category(each) for each in shown} & (ACTING - {"Cf"})
     assert {each for each in shown if unicodedata.category(each) == "Cf"} <= {"\u200c", "\u200d"}
@@ -32,7 +33,7 @@ def test_no_text_keeps_a_character_that_acts(text) -> None:
 
 
 @given(ANY)
-def test_plain_text_stays_as_it_is_and_is_not_changed_twice(text) -> None:
+def test_plain_text_stays_as_it_is_and_is_not_changed_twice(text: str) -> None:
     assert plain(plain(text)) == plain(text)
     words = "".join(each for each in text if unicodedata.category(each) not in ACTING)
     assert plain(words) == words
@@ -60,7 +61,7 @@ def test_lines_after_the_first_of_a_message_cannot_pose_as_messages() -> None:
 
 
 @given(st.dictionaries(ANY.filter(lambda text: not any("\ud800" <= each <= "\udfff" for each in text)), ANY | st.integers()))
-def test_printed_json_says_the_same_and_holds_no_character_that_acts(document) -> None:
+def test_printed_json_says_the_same_and_holds_no_character_that_acts(document: dict[str, Any]) -> None:
     for text in (json.dumps(document), json.dumps(document, ensure_ascii=False), json.dumps(document, indent=1)):
         printed = plain_json(text)
         assert json.loads(printed) == document

@@ -2,7 +2,7 @@
 
 import pytest
 
-from catchment.runtime.metrics_text import MetricsPage, number_text
+from catchment.runtime.health_http import MetricsPage, number_text
 
 
 def test_a_family_has_its_help_once_and_its_samples_together() -> None:
@@ -38,7 +38,7 @@ def test_a_family_without_a_sample_is_left_out() -> None:
         (float("-inf"), "-Inf"),
     ],
 )
-def test_a_whole_number_is_written_in_full(value, text: str) -> None:
+def test_a_whole_number_is_written_in_full(value: float, text: str) -> None:
     assert number_text(value) == text
 
 

@@ -69,7 +69,7 @@ def test_an_open_connection_knows_the_broker_s_limits_and_calls_its_client_s_own
         (b"", False, r"no answer within 0\.3 s"),
     ],
 )
-def test_a_connection_that_is_not_taken_names_its_cause_and_leaves_no_thread(answer, hangs_up: bool, cause: str) -> None:
+def test_a_connection_that_is_not_taken_names_its_cause_and_leaves_no_thread(answer: bytes, hangs_up: bool, cause: str) -> None:
     client, before = make_client("me", PubackClient), threading.active_count()
     with Peer(answer, hangs_up=hangs_up) as peer, pytest.raises(RefusedByBrokerError, match=cause):
         open_connection(client, "127.0.0.1", peer.port, within_s=0.3 if not answer and not hangs_up else 10)

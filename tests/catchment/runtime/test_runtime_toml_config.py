@@ -1,6 +1,7 @@
 """Configuration files of agent and core: every error at once, with its line and a hint."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -45,7 +46,7 @@ class Whole(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     free: dict[str, object] = {}
 
 
-def convert(text, **more):
+def convert(text: str, **more: Any) -> Any:
     import tomllib
 
     found = convert_toml(text, tomllib.loads(text), Whole, **more)
@@ -115,7 +116,7 @@ def test_a_document_without_what_it_needs_has_no_value() -> None:
         (b"#" * (MAX_CONFIG_BYTES + 1), None, "smaller"),
     ],
 )
-def test_a_file_that_is_not_toml_says_where_and_why(tmp_path: Path, body, line: int | None, words: str) -> None:
+def test_a_file_that_is_not_toml_says_where_and_why(tmp_path: Path, body: bytes, line: int | None, words: str) -> None:
     (tmp_path / "a.toml").write_bytes(body)
     with pytest.raises(TomlSyntaxError) as caught:
         read_toml(tmp_path / "a.toml")

@@ -64,3 +64,13 @@ def test_lines_that_say_nothing_about_rows_are_no_part_of_the_header(line: str) 
     header.take(f"{line}\n")
     assert header.text == "#fields\ta\n"
     assert header.fields == ["a"]
+
+
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_a_blank_in_a_name_separates_nothing_where_there_are_as_many_types(is_reversed: bool) -> None:
+    header = ZeekHeader()
+    head = ["#fields\tts\tServer Name\tGröße (mm)", "#types\ttime\tstring\tdouble"]
+    for line in reversed(head) if is_reversed else head:
+        header.take(line)
+    assert (header.fields, header.types) == (["ts", "Server Name", "Größe (mm)"], ["time", "string", "double"])
+    assert header.cells("1.5\ta b\t2 5") == ["1.5", "a b", "2 5"]

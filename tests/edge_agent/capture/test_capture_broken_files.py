@@ -63,7 +63,7 @@ def take(source: Source, max_samples: int) -> tuple[list[object], bytes | None, 
 @pytest.mark.parametrize("packing", PACK)
 @pytest.mark.parametrize("members", [1, 3])
 def test_every_whole_row_before_the_break_comes_and_then_the_reason(
-    tmp_path: Path, packing, form: str, max_samples: int, members: int
+    tmp_path: Path, packing: str, form: str, max_samples: int, members: int
 ) -> None:
     text = table(form, 9_000)
     step = len(text) // members + 1

@@ -90,7 +90,7 @@ def write_clip(path: str, frames: int, *, form: str | None = None, pace_s: float
 
 def bar(jpeg: bytes) -> int:
     image = Image.open(io.BytesIO(jpeg)).convert("L")
-    return round(sum(value > 128 for value in np.asarray(image)[48]) * 320 / image.width / 4)
+    return int(sum(value > 128 for value in np.asarray(image)[48]) * 320 / image.width / 4)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_a_restart_anywhere_neither_skips_nor_repeats_a_frame(clip: Path, step: 
     ("name", "frames", "size"),
     [("dashcam/solidWhiteRight.mp4", 221, (960, 540)), ("gopro_max-heromode/max-heromode.mp4", 315, (848, 480))],
 )
-def test_real_videos_give_all_their_frames(shared_data: Path, name: str, frames: int, size) -> None:
+def test_real_videos_give_all_their_frames(shared_data: Path, name: str, frames: int, size: tuple[int, int]) -> None:
     source = camera(shared_data / "vehicle" / name, as_fast_as_it_goes=True, quality=50)
     found = drain(source)
     assert [number for number, _, _ in found] == list(range(frames))

@@ -343,6 +343,16 @@ def test_an_unknown_multiplexer_value_costs_only_its_own_signals(truck: str, tmp
     assert made.rejected == {"report: MUX: multiplexer SEL has a value without signals": 1}
 
 
+def test_signals_behind_the_end_of_a_short_frame_are_counted_and_others_kept(truck: str, dbc: str, tmp_path: Path) -> None:
+    made = source(truck, log=write(tmp_path / "x.log", [extended(0x18FEF100, SPEED[:2]), frame(257, bytes((0, 5, 0)))]))
+    assert [(row["signal"], row["value"]) for row in drain(made)] == [("SEL", 0.0), ("A", 5.0)]
+    assert made.rejected == {
+        "cell: CCVS1: signals behind the end of a short frame": 1, "cell: MUX: signals behind the end of a short frame": 1,
+    }  # fmt: skip
+    few = source(dbc, log=write(tmp_path / "y.log", [frame(170, bytes(2))]), signals=["*.FR"])
+    assert (len(drain(few)), few.rejected) == (1, {})
+
+
 def test_multiplexers_within_multiplexers_are_followed(tmp_path: Path) -> None:
     (tmp_path / "m.dbc").write_text(
         'VERSION ""\nBU_: E\nBO_ 300 M: 8 E\n SG_ S0 M : 0|8@1+ (1,0) [0|0] "" E\n SG_ S1 m1M : 8|8@1+ (1,0) [0|0] "" E\n'

@@ -1,6 +1,7 @@
 """Logs that are copied and cut (logrotate's copytruncate): each row once, and what is lost is counted."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.fakes.zeek_writer import close_all, follow, uids
 
 
 @pytest.fixture(autouse=True)
-def _close_all():
+def _close_all() -> Iterator[None]:
     yield
     close_all()
 
@@ -266,7 +267,7 @@ STEPS = st.lists(
 @given(STEPS, st.sampled_from(["tsv", "json"]), st.booleans(), st.sampled_from([0, 50]), st.sampled_from(["gz", "zst", "xz"]))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_order_of_writing_cutting_packing_and_killing_gives_each_row_once(
-    tmp_path_factory: pytest.TempPathFactory, steps, form, appends, buffer, packing
+    tmp_path_factory: pytest.TempPathFactory, steps: list[str], form: str, appends: bool, buffer: int, packing: str
 ) -> None:
     writer = CutWriter(tmp_path_factory.mktemp("cut") / "conn.log", form, appends=appends, buffer=buffer)
     writer.rows(2)

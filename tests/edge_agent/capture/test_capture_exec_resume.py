@@ -1,12 +1,13 @@
 """A program that tells its position goes on after it, whatever killed whom."""
 
 import sys
+from typing import cast
 
 import pytest
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import SourceEndedError, SourceError
-from edge_agent.sources.registry import build_source
+from edge_agent.sources.registry import GuardedSource, build_source
 from schemas.contract import builtin_contract
 
 TELEMETRY = builtin_contract("vehicle_telemetry")
@@ -20,7 +21,7 @@ for n in range(start, 200):
 """
 
 
-def start(program: str, position: bytes | None):
+def start(program: str, position: bytes | None) -> GuardedSource:
     return build_source("exec", {"command": [sys.executable, "-c", program]}, TELEMETRY, SystemClock(), position)
 
 
@@ -33,7 +34,7 @@ def test_a_program_killed_again_and_again_neither_skips_nor_repeats() -> None:
             while True:
                 batch = source.read(7)
                 if batch is not None:
-                    seen += batch.columns["speed_mps"]
+                    seen += [cast("float", speed) for speed in batch.columns["speed_mps"]]
                     position = batch.position
         except SourceEndedError:
             break
@@ -46,7 +47,7 @@ def test_a_program_killed_again_and_again_neither_skips_nor_repeats() -> None:
 
 
 @pytest.mark.parametrize("cell", ["7", "null", '"a\\u0000b"', '"' + "x" * 5000 + '"'])
-def test_a_position_that_is_none_is_counted_and_the_sample_kept(cell) -> None:
+def test_a_position_that_is_none_is_counted_and_the_sample_kept(cell: str) -> None:
     source = start(f"print('{{\"speed_mps\": 1.0, \"resume_position\": ' + {cell!r} + '}}')", None)
     batch = None
     while batch is None:

@@ -98,7 +98,7 @@ def counts(row: dict[str, object]) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(("interval", "rate"), [(0, None), (1, 1), (100, 100), (0x4000 | 100, 100), (0x8000 | 16_383, 16_383)])
-def test_the_head_of_netflow_5_tells_the_sampling_rate(source: NetflowSource, interval, rate: int | None) -> None:
+def test_the_head_of_netflow_5_tells_the_sampling_rate(source: NetflowSource, interval: int, rate: int | None) -> None:
     send(source, v5(interval, (10, 1_000), (1, 60)))
     found = rows(source, 2)
     assert [(row["sampling_rate"], row["orig_pkts"]) for row in found] == [(rate, 10), (rate, 1)]
@@ -144,7 +144,9 @@ INTERFACE_FLOW = template(259, *ENDS, (2, 4), (10, 4))
     ],
     ids=["interval", "sampler", "count and space", "size of population", "probability", "none", "nothing of it"],
 )
-def test_options_of_netflow_9_tell_the_sampling_rate(source: NetflowSource, options, declared, rate: int | None) -> None:
+def test_options_of_netflow_9_tell_the_sampling_rate(
+    source: NetflowSource, options: bytes, declared: bytes, rate: int | None
+) -> None:
     send(source, v9(FLOW, DATA), v9(DATA, options, one_set(257, declared), sequence=1), v9(DATA, sequence=2))
     found = rows(source, 3)
     # What stands in one datagram with the flow holds for it already.
@@ -212,14 +214,16 @@ def test_sampling_rates_outlive_a_restart_and_a_file_without_them_is_read() -> N
     st.one_of(st.none(), st.floats(1, 1e9)), st.dictionaries(st.integers(0, 2**32), st.floats(1, 1e9), max_size=5),
     st.dictionaries(st.integers(0, 2**32), st.floats(1, 1e9), max_size=5),
 )  # fmt: skip
-def test_any_sampling_comes_back_as_it_was(overall, samplers, interfaces) -> None:
+def test_any_sampling_comes_back_as_it_was(
+    overall: float | None, samplers: dict[int, float], interfaces: dict[int, float]
+) -> None:
     exporter = Exporter(Rejects("test"), sampling=Sampling(overall, samplers, interfaces))
     (kept,) = recall(remember({("10.0.0.1", b"\0\x0a"): exporter}), Rejects("test")).values()
     assert kept.sampling == exporter.sampling
 
 
 @given(st.dictionaries(st.sampled_from([34, 48, 50, 302, 305, 306, 309, 310, 311, 10, -2]), st.binary(max_size=9)))
-def test_no_options_record_breaks_the_collector_or_tells_a_rate_below_one(options) -> None:
+def test_no_options_record_breaks_the_collector_or_tells_a_rate_below_one(options: dict[int, bytes]) -> None:
     sampling = Sampling()
     for _ in range(2):
         sampling.learn(options)
@@ -334,6 +338,6 @@ def test_scopes_of_options_are_taken_for_no_elements() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"sampling_rate": -1}, {"sampling_rate": 2**33}, {"scale": 1}])
-def test_wrong_options_are_reported_before_anything_starts(wrong) -> None:
+def test_wrong_options_are_reported_before_anything_starts(wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="netflow"):
         check_source("netflow", {"listen": "udp://127.0.0.1:2055", **wrong}, FLOWS)

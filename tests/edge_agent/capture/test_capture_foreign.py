@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -69,7 +70,7 @@ def rows_of(batch: SampleBatch) -> list[dict[str, object]]:
     ],
 )
 def test_numbers_of_thousands_of_digits_and_deep_nests_cost_a_cell_and_not_the_source(
-    tmp_path: Path, table, rows, reason: str
+    tmp_path: Path, table: str, rows: list[dict[str, int]], reason: str
 ) -> None:
     assert replay(tmp_path / "x.table", table, "network_flow") == (rows, {reason: 1})
 
@@ -158,7 +159,9 @@ def test_a_folder_that_takes_long_to_look_through_is_looked_at_seldom(tmp_path: 
         ("nmea", "vehicle_telemetry", {"source": "/dev/x", "timeout_s": float("inf")}, "timeout_s = inf"),
     ],
 )
-def test_a_negative_time_rate_or_size_is_reported_before_anything_starts(kind: str, stream: str, options, fragment: str) -> None:
+def test_a_negative_time_rate_or_size_is_reported_before_anything_starts(
+    kind: str, stream: str, options: dict[str, Any], fragment: str
+) -> None:
     with pytest.raises(ConfigError, match=fragment):
         check_source(kind, options, builtin_contract(stream))
 
@@ -217,7 +220,7 @@ def _running(mark: str) -> list[str]:
         ("TIFF", "image/tiff", {}),
     ],
 )
-def test_the_size_of_a_picture_is_read_whatever_its_format(form: str, media_type: str, options) -> None:
+def test_the_size_of_a_picture_is_read_whatever_its_format(form: str, media_type: str, options: dict[str, Any]) -> None:
     body = io.BytesIO()
     Image.new("RGB", (67, 45), (9, 99, 199)).save(body, form, **options)
     assert read_image_header(io.BytesIO(body.getvalue())) == ImageHeader(media_type, 67, 45)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_garbage_takes_no_exporter_s_place(flows: NetflowSource) -> None:
 
 
 @pytest.mark.parametrize(("order", "lost"), [((0, 1, 3, 2, 4, 5), 1), ((0, 1, 2, 3), 0), ((0, 2, 3), 1), ((7, 0, 1), 0)])
-def test_a_datagram_that_was_overtaken_is_counted_once(order, lost: int) -> None:
+def test_a_datagram_that_was_overtaken_is_counted_once(order: tuple[int, ...], lost: int) -> None:
     rejects = Rejects("test")
     exporter = Exporter(rejects)
     for sequence in order:
@@ -71,7 +72,9 @@ def ntp(at_s: float) -> bytes:
         (((152, 8), (161, 4)), struct.pack("!QI", 1_600_000_000_500, 1_500)),
     ],
 )
-def test_flows_that_tell_their_times_finely_or_how_long_they_took(fields, record) -> None:
+def test_flows_that_tell_their_times_finely_or_how_long_they_took(
+    fields: tuple[tuple[int, int], tuple[int, int]], record: bytes
+) -> None:
     template = struct.pack("!HH", 256, len(fields)) + b"".join(struct.pack("!HH", *field) for field in fields)
     sets = struct.pack("!HH", 2, 4 + len(template)) + template + struct.pack("!HH", 256, 4 + len(record)) + record
     (export,) = Exporter(Rejects("test")).read(struct.pack("!HHIII", 10, 16 + len(sets), 1_700_000_000, 0, 7) + sets)
@@ -118,7 +121,7 @@ def test_a_line_that_begins_with_a_number_is_a_line() -> None:
         (b"\xef\xbb\xbf<13>x", {"facility": 1, "message": "x", "problem": ""}),
     ],
 )
-def test_messages_as_network_devices_write_them(raw: bytes, expected) -> None:
+def test_messages_as_network_devices_write_them(raw: bytes, expected: dict[str, Any]) -> None:
     found = read_message(raw, NOW_US, UTC)
     assert {name: getattr(found, name) for name in expected} == expected
 
@@ -183,7 +186,7 @@ def test_what_is_no_serial_line_is_let_go_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("topic", ["a/#/b", "a/b#", "a/+b", "#/a", "", "a\0", "x" * 70_000])
-def test_a_wrong_topic_filter_is_reported_before_anything_starts(topic) -> None:
+def test_a_wrong_topic_filter_is_reported_before_anything_starts(topic: str) -> None:
     with pytest.raises(ConfigError, match="topic"):
         check_source("mqtt-local", {"topics": ["fine/+/#", topic]}, builtin_contract("vehicle_telemetry"))
 

@@ -64,7 +64,7 @@ WHOLE: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_a_picture_has_its_end_whatever_follows_it_and_none_of_its_beginnings_has(kind) -> None:
+def test_a_picture_has_its_end_whatever_follows_it_and_none_of_its_beginnings_has(kind: str) -> None:
     body = WHOLE[kind]()
     assert has_end(io.BytesIO(body), len(body)) is True
     assert has_end(io.BytesIO(body + b"\0\0trailing"), len(body) + 10) is True

@@ -19,8 +19,7 @@ from edge_agent.errors import ConfigError, SourceError
 from edge_agent.pictures.process import HarmfulPictureError, PictureProcess
 from edge_agent.redaction import BatchRedactor
 from edge_agent.sources.api import Rejects, SampleBatch
-from schemas.contract import Column, ColumnType, Contract, PayloadSpec
-from schemas.redaction import ImageRedact
+from schemas.contract import Column, ColumnType, Contract, ImageRedact, PayloadSpec
 from tests.plant.present import present
 
 _HIDE = ImageRedact("fill", boxes=((0.0, 0.0, 0.5, 0.5),))

@@ -16,6 +16,7 @@ from edge_agent.sources.registry import GuardedSource, build_source
 from edge_agent.spool.payload_files import SpoolObjects
 from schemas.contract import builtin_contract
 from tests.fakes.zeek_writer import HEADER, close_all, follow, uids
+from tests.plant.present import present
 
 FRAMES = builtin_contract("camera_frame")
 _BUILT: list[GuardedSource] = []
@@ -52,20 +53,21 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def watch(folder: Path, **options: Any):
+def watch(folder: Path, **options: Any) -> GuardedSource:
     given = {"path": str(folder), "pattern": "*", "settle_ms": 0, "poll_ms": 0, **options}
     return build("directory", "camera_frame", given)
 
 
-def everything(source, tries: int = 4) -> dict[str, dict[str, object]]:
+def everything(source: GuardedSource, tries: int = 4) -> dict[str, dict[str, object]]:
     """File name -> its columns and payload, of all that comes."""
     found: dict[str, dict[str, object]] = {}
     for _ in range(tries):
         batch = source.read(100)
         if batch is not None:
-            for row, name in enumerate(batch.columns["file_name"]):
+            payloads = present(batch.payloads)
+            for row, name in enumerate(map(str, batch.columns["file_name"])):
                 found[name] = {column: values[row] for column, values in batch.columns.items()}
-                found[name]["payload"] = batch.payloads[row]
+                found[name]["payload"] = payloads[row]
     return found
 
 

@@ -24,7 +24,7 @@ from edge_agent.sources.api import Source
 from edge_agent.sources.mqtt_local.parked import ParkedMessages
 from edge_agent.sources.registry import GuardedSource, build_source, check_source
 from edge_agent.spool.spool import Spool
-from schemas.contract import builtin_contract
+from schemas.contract import Contract, builtin_contract
 from tests.plant.broker import MakeBroker, RunningBroker
 
 pytestmark = pytest.mark.broker
@@ -61,7 +61,7 @@ def publisher(broker: RunningBroker) -> Iterator[Publisher]:
 def subscribe(broker: RunningBroker) -> Iterator[Callable[..., GuardedSource]]:
     made: list[GuardedSource] = []
 
-    def build(position: bytes | None = None, contract=TELEMETRY, **options: object) -> GuardedSource:
+    def build(position: bytes | None = None, contract: Contract = TELEMETRY, **options: object) -> GuardedSource:
         settings = {"port": broker.port, "topics": ["sensors/+/telemetry"], **options}
         made.append(build_source("mqtt-local", settings, contract, SystemClock(), position))
         return made[-1]
@@ -237,7 +237,7 @@ LOCAL = {"speed_mps": 1.5, "event_time": "2024-07-01 12:00:00"}
 def test_a_time_without_a_zone_is_parked_and_read_when_the_zone_is_set(
     publisher: Publisher, broker: RunningBroker, tmp_path: Path
 ) -> None:
-    def build(position=None, **options):
+    def build(position: bytes | None = None, **options: object) -> GuardedSource:
         wanted = {"port": broker.port, "topics": ["sensors/+/telemetry"], **options}
         return build_source("mqtt-local", wanted, TELEMETRY, SystemClock(), position, tmp_path / "parked")
 
@@ -290,7 +290,11 @@ def test_without_a_place_to_park_the_message_stays_with_the_broker(
     ],
 )
 def test_other_times_that_a_setting_would_make_readable_wait_too(
-    publisher: Publisher, subscribe: Callable[..., GuardedSource], event_time, before, after
+    publisher: Publisher,
+    subscribe: Callable[..., GuardedSource],
+    event_time: int | str,
+    before: dict[str, str],
+    after: dict[str, str],
 ) -> None:
     source = subscribe(**before)
     settled(source)

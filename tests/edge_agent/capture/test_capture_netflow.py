@@ -188,7 +188,7 @@ def position_after(*datagrams: bytes, known: bytes | None = None) -> bytes | Non
 @pytest.mark.parametrize(
     ("templates", "data"), [(v9(1, TEMPLATE, DATA), v9(2, DATA)), (ipfix(0, IPFIX_TEMPLATE, THREE), ipfix(3, THREE))]
 )
-def test_templates_outlive_a_restart(templates, data) -> None:
+def test_templates_outlive_a_restart(templates: bytes, data: bytes) -> None:
     position = position_after(templates)
     made = again(position)
     send(made, data)
@@ -231,7 +231,7 @@ def test_templates_that_cannot_be_read_any_more_are_waited_for_and_reported() ->
 
 
 @given(st.dictionaries(st.integers(256, 65535), st.lists(st.tuples(st.integers(0, 500), st.integers(1, 65535)), min_size=1)))
-def test_any_templates_come_back_as_they_were(templates) -> None:
+def test_any_templates_come_back_as_they_were(templates: dict[int, list[tuple[int, int]]]) -> None:
     exporter = Exporter(Rejects("test"))
     exporter.templates = {id_: Template(tuple(fields), is_options=False) for id_, fields in templates.items()}
     (kept,) = recall(remember({("10.0.0.1", b"\0\x0a"): exporter}), Rejects("test")).values()
@@ -273,7 +273,7 @@ SETS = st.lists(st.tuples(st.sampled_from([0, 1, 2, 3, 256, 257]), st.binary(max
 
 
 @given(st.lists(st.tuples(st.sampled_from([5, 9, 10]), SETS, st.binary(max_size=20)), max_size=6))
-def test_no_bytes_break_the_collector(datagrams) -> None:
+def test_no_bytes_break_the_collector(datagrams: list[tuple[int, list[tuple[int, bytes]], bytes]]) -> None:
     exporter = Exporter(Rejects("test"))
     exporter.read(v9(1, TEMPLATE))
     for version, sets, tail in datagrams:

@@ -83,7 +83,7 @@ def serve() -> Iterator[Callable[..., int]]:
 
         threads.append(threading.Thread(target=run, daemon=True))
         threads[-1].start()
-        return listener.getsockname()[1]
+        return int(listener.getsockname()[1])
 
     yield start
     stop.set()
@@ -252,7 +252,7 @@ def stream(*pieces: bytes, cuts: int = 1 << 30) -> tuple[list[str], dict[str, in
 
 
 @pytest.mark.parametrize("cuts", [1, 3, 1 << 30])
-def test_tag_blocks_and_binary_messages_between_sentences_cost_none(cuts) -> None:
+def test_tag_blocks_and_binary_messages_between_sentences_cost_none(cuts: int) -> None:
     fix = sentence("GPRMC,120000.00,A,4807.038,N,01131.000,E,022.4,084.4,230394,,").encode()
     tag = b"\\s:rooftop,c:764424000*53\\"
     inner = ubx(b"noise\n$GPRMC,1" + fix + b"\xb5b" + b"\n" * 20)
@@ -274,7 +274,7 @@ def test_a_sentence_behind_noise_or_a_broken_binary_message_is_read_and_the_nois
 
 
 @given(st.lists(st.one_of(st.binary(max_size=30), st.just(b"$GPRMC,\r\n"), st.binary(max_size=9).map(ubx))), st.integers(1, 9))
-def test_no_bytes_break_the_stream_and_the_cuts_between_them_do_not_matter(pieces, cuts) -> None:
+def test_no_bytes_break_the_stream_and_the_cuts_between_them_do_not_matter(pieces: list[bytes], cuts: int) -> None:
     end = b"\r\n" * 5_000  # what waited for the rest of a message is judged
     assert stream(*pieces, end, cuts=cuts)[0] == stream(*pieces, end)[0]
 
@@ -312,7 +312,7 @@ def test_a_missing_device_is_reported(receiver: Callable[..., GuardedSource], tm
 
 
 @given(st.text(max_size=80))
-def test_no_text_breaks_the_reader(text) -> None:
+def test_no_text_breaks_the_reader(text: str) -> None:
     builder = FixBuilder()
     for line in (text, sentence(text.replace("*", "")), sentence("GPRMC," + text), sentence("GPGGA," + text + "," * 12)):
         try:
@@ -325,7 +325,7 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st
 
 
 @given(st.dictionaries(st.sampled_from(["mode", "time", "lat", "lon", "alt", "speed", "track"]), JSON))
-def test_no_report_breaks_the_reader(report) -> None:
+def test_no_report_breaks_the_reader(report: dict[str, Any]) -> None:
     try:
         read_tpv({"class": "TPV", **report})
     except SentenceError:

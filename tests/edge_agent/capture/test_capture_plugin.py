@@ -161,7 +161,7 @@ def test_a_kind_is_found_by_its_folder_alone(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("identity", ["path", (1, 2)])
-def test_an_identity_that_is_no_tuple_of_names_is_refused(identity) -> None:
+def test_an_identity_that_is_no_tuple_of_names_is_refused(identity: str | tuple[int, int]) -> None:
     class Build:
         IDENTITY = identity
 

@@ -38,7 +38,7 @@ def source(kind: str = "replay", stream: str = "vehicle_telemetry", **options: o
         (source("countdown", begin=1), source("countdown", begin=2), False),
     ],
 )
-def test_what_is_read_decides_whether_a_source_goes_on(before, after, goes_on: bool) -> None:
+def test_what_is_read_decides_whether_a_source_goes_on(before: SourceConfig, after: SourceConfig, goes_on: bool) -> None:
     assert previous_source(after.name, [before.name, "what: ever", "replay:x:["], ()) == (before.name if goes_on else None)
 
 

@@ -1,6 +1,7 @@
 """The pump: nothing a source does ends the agent, holds up what comes behind, or is stored twice."""
 
 import threading
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,15 @@ class Scripted:
 
 
 @pytest.fixture
-def spool(tmp_path: Path):
+def spool(tmp_path: Path) -> Iterator[Spool]:
     made = Spool(tmp_path / "spool", max_bytes=1 << 26, linger_ms=5, clock=SystemClock())
     yield made
     made.close()
 
 
-def pump(spool: Spool, values: list[Any], fail_at: AbstractSet[int] = frozenset(), contract=TELEMETRY, report=None) -> SourcePump:
+def pump(
+    spool: Spool, values: list[Any], fail_at: AbstractSet[int] = frozenset(), contract: Contract = TELEMETRY, report: Any = None
+) -> SourcePump:
     failing = set(fail_at)
     config = SourceConfig(kind="scripted", stream=contract.name)
 
@@ -79,14 +82,14 @@ def captured(spool: Spool) -> int:
     return sum(book.captured for book in spool.books())
 
 
-def test_a_source_that_fails_again_and_again_goes_on_where_it_was(spool) -> None:
+def test_a_source_that_fails_again_and_again_goes_on_where_it_was(spool: Spool) -> None:
     made = pump(spool, [float(n) for n in range(12)], {0, 6})
     made.run(threading.Event())
     assert captured(spool) == 12
     assert spool.position("scripted:vehicle_telemetry:{}") == b"12"
 
 
-def test_rows_that_cannot_be_encoded_are_refused_alone_and_counted(spool) -> None:
+def test_rows_that_cannot_be_encoded_are_refused_alone_and_counted(spool: Spool) -> None:
     values: list[Any] = [float(n) for n in range(12)]
     values[4] = "no number"
     values[9] = object()
@@ -98,7 +101,7 @@ def test_rows_that_cannot_be_encoded_are_refused_alone_and_counted(spool) -> Non
     assert spool.position("scripted:vehicle_telemetry:{}") == b"12"
 
 
-def test_a_batch_of_which_no_row_can_be_encoded_is_passed_over(spool) -> None:
+def test_a_batch_of_which_no_row_can_be_encoded_is_passed_over(spool: Spool) -> None:
     made = pump(spool, ["no"] * 9)
     made.run(threading.Event())
     assert captured(spool) == 0
@@ -106,7 +109,7 @@ def test_a_batch_of_which_no_row_can_be_encoded_is_passed_over(spool) -> None:
     assert spool.position("scripted:vehicle_telemetry:{}") == b"9"
 
 
-def test_what_says_nothing_new_is_not_stored_and_not_read_again(spool) -> None:
+def test_what_says_nothing_new_is_not_stored_and_not_read_again(spool: Spool) -> None:
     made = pump(spool, [1.0] * 12, report=ReportConfig(deadband={"speed_mps": 0.5}))
     made.run(threading.Event())
     assert captured(spool) == 1
@@ -136,7 +139,7 @@ def test_a_full_disk_is_waited_for_and_nothing_is_given_up() -> None:
     assert rejects.counts == {}
 
 
-def test_a_payload_file_that_is_gone_for_good_is_refused_after_bounded_tries(spool, tmp_path: Path) -> None:
+def test_a_payload_file_that_is_gone_for_good_is_refused_after_bounded_tries(spool: Spool, tmp_path: Path) -> None:
     encoder = Encoder(FRAMES, BatchLimits(1 << 18, 64), spool.put_object)
     rejects = Rejects("test")
     there = tmp_path / "there.jpg"
@@ -147,7 +150,7 @@ def test_a_payload_file_that_is_gone_for_good_is_refused_after_bounded_tries(spo
     assert sum(rejects.counts.values()) == 1
 
 
-def test_a_payload_file_that_cannot_be_read_is_not_taken_for_a_full_disk(spool) -> None:
+def test_a_payload_file_that_cannot_be_read_is_not_taken_for_a_full_disk(spool: Spool) -> None:
     """/proc/self/mem opens and then answers EIO, as a rotten sector does."""
     with pytest.raises(OSError, match="Input/output error") as error:
         SpoolObjects(spool.folder / "objects").put(Path("/proc/self/mem"))
@@ -163,7 +166,7 @@ def test_what_a_stop_takes_from_a_source_that_cannot_go_back_is_counted() -> Non
     assert rejects.counts == {"row: the disk was full when the agent stopped": 2}
 
 
-def test_a_source_is_closed_even_if_its_last_samples_cannot_be_stored(spool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_is_closed_even_if_its_last_samples_cannot_be_stored(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[bool] = []
     monkeypatch.setattr(Scripted, "close", lambda _: closed.append(True))
     made = pump(spool, [1.0, 2.0])

@@ -70,13 +70,14 @@ def test_a_clock_that_goes_back_is_reported() -> None:
 
 
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=60), st.floats(0, 5))
-def test_what_was_last_reported_is_never_further_off_than_the_deadband(values, width) -> None:
+def test_what_was_last_reported_is_never_further_off_than_the_deadband(values: list[float], width: float) -> None:
     rejects = Rejects("test")
     report = ChangeReport(ReportConfig(deadband={"v": width}), rejects)
     last = None
     for n, value in enumerate(values):
         out = report(SampleBatch([n], {"v": [value]}))
         last = out.columns["v"][0] if len(out) else last
+        assert isinstance(last, float)
         assert abs(value - last) <= width
     given_out = len(values) - rejects.counts.get(UNCHANGED, 0)
     assert 1 <= given_out <= len(values)

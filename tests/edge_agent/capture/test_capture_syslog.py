@@ -8,15 +8,17 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from socket import SocketKind
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.strategies import DataObject
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceError
@@ -57,7 +59,7 @@ def logger(port: int, *arguments: str) -> None:
     [("udp", ["-d"]), ("tcp", ["-T"]), ("tcp", ["-T", "--octet-count"])],
     ids=["udp", "tcp-lines", "tcp-counted"],
 )
-def test_the_logger_program_is_understood_in_rfc_5424(listening: Any, scheme: str, arguments) -> None:
+def test_the_logger_program_is_understood_in_rfc_5424(listening: Any, scheme: str, arguments: list[str]) -> None:
     source = listening(f"{scheme}://127.0.0.1:0")
     structured = ["--sd-id", "origin@1", "--sd-param", 'a="b"', "--msgid", "M1"]
     logger(source.ports[0], *arguments, "--rfc5424", "-p", "local3.warning", "-t", "app", "--id=77", *structured, "hällo wörld")
@@ -92,7 +94,7 @@ def test_a_file_sent_by_logger_arrives_line_by_line(listening: Any, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["udp", "tcp"])
-def test_pythons_own_handler_is_understood(listening: Any, kind) -> None:
+def test_pythons_own_handler_is_understood(listening: Any, kind: SocketKind) -> None:
     scheme = "udp" if kind is socket.SOCK_DGRAM else "tcp"
     source = listening(f"{scheme}://127.0.0.1:0")
     handler = logging.handlers.SysLogHandler(("127.0.0.1", source.ports[0]), facility="local0", socktype=kind)
@@ -145,7 +147,7 @@ def test_tls_brings_large_messages_whole_and_a_sender_in_clear_harms_nobody(
     assert any(reason.startswith("connection: broke") for reason in source.rejected)
 
 
-def _by_turns(step, source: SyslogSource) -> None:
+def _by_turns(step: Callable[[], object], source: SyslogSource) -> None:
     for _ in range(100):
         try:
             step()
@@ -221,7 +223,7 @@ def test_a_port_that_is_taken_is_a_source_that_tries_again(listening: Any) -> No
         {"listen": ["udp://127.0.0.1:5514"], "max_message_bytes": 1 << 30},
     ],
 )
-def test_wrong_options_are_reported_before_anything_starts(options) -> None:
+def test_wrong_options_are_reported_before_anything_starts(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="syslog"):
         check_source("syslog", options, LOGS)
 
@@ -247,12 +249,40 @@ def test_wrong_options_are_reported_before_anything_starts(options) -> None:
         (b"", {"message": ""}),
     ],
 )  # fmt: skip
-def test_a_message_is_read_as_far_as_it_can_be(raw: bytes, expected) -> None:
+def test_a_message_is_read_as_far_as_it_can_be(raw: bytes, expected: dict[str, Any]) -> None:
     found = read_message(raw, NOW_US, UTC)
     assert {name: getattr(found, name) for name in expected} == expected
 
 
-def test_the_year_of_an_old_time_is_the_nearest_one() -> None:
+@pytest.mark.parametrize(
+    ("raw", "host", "message"),
+    [
+        (b"<189>123: May 31 2024 12:00:00.123: %SYS-5-CONFIG_I: c", None, "c"),
+        (b"<189>123: R1: .May 31 12:00:00.123: %SYS-5-CONFIG_I: c", "R1", "c"),
+        (b"<189>R1: May 31 12:00:00.123 UTC: %SYS-5-CONFIG_I: c", "R1", "c"),
+    ],
+)
+def test_what_cisco_writes_before_the_time_hides_no_time(raw: bytes, host: str | None, message: str) -> None:
+    found = read_message(raw, NOW_US, UTC)
+    assert (found.time_us, found.host, found.app, found.message) == (1_717_156_800_123_000, host, "%SYS-5-CONFIG_I", message)
+
+
+def test_a_word_before_what_is_no_time_stays_in_the_message() -> None:
+    found = read_message(b"<189>5: su: May be", NOW_US, UTC)
+    assert (found.time_us, found.host, found.message) == (None, None, "5: su: May be")
+
+
+@pytest.mark.parametrize(
+    ("written", "year"),
+    [("May  1", 2026), ("Dec 25", 2026), ("Dec 31", 2026), ("Jan  5", 2026), ("Feb 29", None)],
+)
+def test_a_time_of_months_ago_is_not_one_of_months_ahead(written: str, year: int | None) -> None:
+    now_us = int(datetime(2026, 12, 1, tzinfo=UTC).timestamp() * 1e6)
+    time_us = read_message(f"<13>{written} 00:00:00 h a: x".encode(), now_us, UTC).time_us
+    assert (None if time_us is None else datetime.fromtimestamp(time_us / 1e6, UTC).year) == year
+
+
+def test_the_year_of_an_old_time_brings_it_no_further_than_a_month_ahead() -> None:
     for now, year in ((datetime(2024, 1, 1, 0, 5, tzinfo=UTC), 2023), (datetime(2023, 12, 31, 23, 59, 59, tzinfo=UTC), 2023)):
         time_us = present(read_message(b"<13>Dec 31 23:59:58 h a: x", int(now.timestamp() * 1e6), UTC).time_us)
         assert datetime.fromtimestamp(time_us / 1e6, UTC) == datetime(year, 12, 31, 23, 59, 58, tzinfo=UTC)
@@ -269,7 +299,7 @@ def test_an_hour_that_comes_twice_is_the_one_nearer_to_its_arrival(text: str, ar
 
 
 @given(st.binary(max_size=200), st.integers(0, 4_000_000_000_000_000))
-def test_no_bytes_break_the_reader(raw, now_us) -> None:
+def test_no_bytes_break_the_reader(raw: bytes, now_us: int) -> None:
     found = read_message(raw, now_us, UTC)
     assert isinstance(found.message, str)
     read_message(b"<13>1 " + raw, now_us, UTC)
@@ -281,7 +311,7 @@ MESSAGES = st.lists(st.one_of(TEXTS, TEXTS.map(lambda text: b"<13>" + text)), ma
 
 
 @given(MESSAGES, st.data())
-def test_a_stream_cut_anywhere_gives_the_same_messages(messages, data) -> None:
+def test_a_stream_cut_anywhere_gives_the_same_messages(messages: list[bytes], data: DataObject) -> None:
     stream = b""
     for message in messages:
         # A message that is counted begins with its priority (RFC 6587, 3.4.1).
@@ -297,7 +327,7 @@ def test_a_stream_cut_anywhere_gives_the_same_messages(messages, data) -> None:
 
 
 @given(st.lists(st.binary(max_size=50), max_size=20))
-def test_no_stream_is_held_beyond_the_limit(pieces) -> None:
+def test_no_stream_is_held_beyond_the_limit(pieces: list[bytes]) -> None:
     frames = FrameBuffer(20, Rejects("test"))
     for piece in pieces:
         assert all(0 < len(message) <= 20 for message in frames.add(piece))

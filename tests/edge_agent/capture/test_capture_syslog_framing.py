@@ -3,10 +3,12 @@
 import re
 import socket
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from hypothesis.strategies import DataObject
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.sources.api import Rejects
@@ -44,7 +46,7 @@ def fed(frames: FrameBuffer, stream: bytes, step: int = 1) -> list[bytes]:
         (b"20 <13>half\0", []),
     ],
 )
-def test_a_nul_ends_a_message_where_another_follows(stream: bytes, expected, step: int) -> None:
+def test_a_nul_ends_a_message_where_another_follows(stream: bytes, expected: list[bytes], step: int) -> None:
     assert fed(FrameBuffer(64, Rejects("test")), stream, step) == expected
 
 
@@ -54,7 +56,7 @@ MESSAGES = st.lists(st.tuples(PRI, PLAIN).map(b"".join), min_size=1, max_size=12
 
 
 @given(MESSAGES, st.data())
-def test_a_stream_of_all_framings_cut_anywhere_gives_the_same_messages(messages, data) -> None:
+def test_a_stream_of_all_framings_cut_anywhere_gives_the_same_messages(messages: list[bytes], data: DataObject) -> None:
     stream = b""
     for message in messages:
         framing = data.draw(st.sampled_from(["lf", "nul", "counted"]))
@@ -71,7 +73,7 @@ def test_a_stream_of_all_framings_cut_anywhere_gives_the_same_messages(messages,
 
 
 @given(st.lists(st.tuples(PRI, st.binary(max_size=30).filter(lambda body: 0 not in body)).map(b"".join), min_size=2, max_size=8))
-def test_once_a_connection_ends_its_messages_by_nul_line_feeds_are_part_of_them(messages) -> None:
+def test_once_a_connection_ends_its_messages_by_nul_line_feeds_are_part_of_them(messages: list[bytes]) -> None:
     frames = FrameBuffer(64, Rejects("test"))
     assert frames.add(b"<1>x\0<1>y\0") == [b"<1>x", b"<1>y"]
     # But where a line begins as a message does, with its priority or its count.
@@ -81,7 +83,7 @@ def test_once_a_connection_ends_its_messages_by_nul_line_feeds_are_part_of_them(
 
 
 @given(st.lists(st.binary(max_size=50), max_size=20))
-def test_no_stream_is_held_beyond_the_limit_and_what_is_idle_is_let_go(pieces) -> None:
+def test_no_stream_is_held_beyond_the_limit_and_what_is_idle_is_let_go(pieces: list[bytes]) -> None:
     frames = FrameBuffer(20, Rejects("test"))
     for piece in pieces:
         assert all(0 < len(message) <= 20 for message in (*frames.add(piece), *frames.idle()))
@@ -140,7 +142,7 @@ MERAKI_US = 1_563_249_630_774_247
         (b"<134>1563249630.7 MX84 flows allow src=1", ("MX84", "flows", 1_563_249_630_700_000, "allow src=1")),
     ],
 )
-def test_merakis_header_is_its_time_its_device_and_which_log_it_is(raw: bytes, expected) -> None:
+def test_merakis_header_is_its_time_its_device_and_which_log_it_is(raw: bytes, expected: tuple[Any, ...]) -> None:
     found = read_message(raw, NOW_US, UTC)
     host, app, time_us, message = expected
     assert (found.host, found.app, found.time_us, found.problem) == (host, app, time_us, "")
@@ -158,6 +160,6 @@ def test_merakis_header_is_its_time_its_device_and_which_log_it_is(raw: bytes, e
         (b"<13>1 12345.678 MX84 urls x", {"time_us": None}),
     ],
 )
-def test_a_time_in_seconds_is_no_reason_to_take_a_message_for_merakis(raw: bytes, expected) -> None:
+def test_a_time_in_seconds_is_no_reason_to_take_a_message_for_merakis(raw: bytes, expected: dict[str, Any]) -> None:
     found = read_message(raw, NOW_US, UTC)
     assert {name: getattr(found, name) for name in expected} == expected

@@ -74,7 +74,7 @@ STEPS = st.lists(st.sampled_from(["rows", "rows", "rotate", "rename", "pack", "r
 @given(STEPS, st.sampled_from(["csv", "json", "plain"]), st.booleans(), st.sampled_from([0, 50]))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_order_of_writing_rotating_packing_and_killing_gives_each_row_once(
-    tmp_path_factory: pytest.TempPathFactory, steps, form, appends, buffer
+    tmp_path_factory: pytest.TempPathFactory, steps: list[str], form: str, appends: bool, buffer: int
 ) -> None:
     folder = tmp_path_factory.mktemp("tail")
     writer = CutWriter(folder / "press.log", form, appends=appends, buffer=buffer)

@@ -29,7 +29,7 @@ def unpack(path: Path, body: bytes) -> tuple[bytes, str]:
 
 
 @pytest.mark.parametrize("kind", PACK)
-def test_a_packed_file_of_one_or_several_members_is_read_whole(tmp_path: Path, kind) -> None:
+def test_a_packed_file_of_one_or_several_members_is_read_whole(tmp_path: Path, kind: str) -> None:
     pack = PACK[kind]
     assert unpack(tmp_path / "x", pack(TEXT)) == (TEXT, "")
     assert unpack(tmp_path / "x", pack(TEXT[:1000]) + pack(b"") + pack(TEXT[1000:])) == (TEXT, "")
@@ -47,7 +47,7 @@ def test_frames_without_content_that_zstd_writers_put_between_others_are_skipped
 
 
 @pytest.mark.parametrize("kind", PACK)
-def test_a_file_cut_anywhere_gives_what_stands_before_the_cut_and_says_so(tmp_path: Path, kind) -> None:
+def test_a_file_cut_anywhere_gives_what_stands_before_the_cut_and_says_so(tmp_path: Path, kind: str) -> None:
     body = PACK[kind](TEXT[:150_000]) + PACK[kind](TEXT[150_000:])
     dice = random.Random(5)
     longest = 0
@@ -78,7 +78,7 @@ def test_what_stands_before_damage_is_given_once(tmp_path: Path, kind: str) -> N
 
 
 @pytest.mark.parametrize("kind", ["", *PACK])
-def test_seeking_reaches_any_place(tmp_path: Path, kind) -> None:
+def test_seeking_reaches_any_place(tmp_path: Path, kind: str) -> None:
     (tmp_path / "x").write_bytes(PACK[kind](TEXT) if kind else TEXT)
     with open_unpacked(tmp_path / "x") as file:
         assert file.packing == kind

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -25,6 +25,7 @@ from edge_agent.spool.spool import Spool
 from edge_agent.spool.transactions import Transactions
 from schemas.contract import builtin_contract
 from schemas.ids import StreamName
+from schemas.reported import StreamBooks
 
 FRAMES = builtin_contract("camera_frame")
 FRAME_BYTES = 200_000
@@ -70,7 +71,7 @@ class Camera:
         return self.supervisor.running == 0
 
     @property
-    def books(self):
+    def books(self) -> StreamBooks:
         return self.spool.books()[0]
 
     def _pump(self, config: SourceConfig) -> SourcePump:
@@ -172,7 +173,7 @@ def test_a_source_that_waits_for_room_is_woken_when_it_is_to_stop(
         refused = threading.Event()
         commit = Transactions.commit
 
-        def refuse(self: Transactions, appends, changes, in_flight):
+        def refuse(self: Transactions, appends: Any, changes: Any, in_flight: Any) -> Any:
             if len(appends) > 0:
                 refused.set()
                 error = sqlite3.OperationalError("database or disk is full")
@@ -196,7 +197,7 @@ def test_a_spool_that_closes_on_a_full_disk_refuses_what_waits(patient_camera: C
     error = sqlite3.OperationalError("database or disk is full")
     error.sqlite_errorcode = sqlite3.SQLITE_FULL
 
-    def refuse(*_) -> None:
+    def refuse(*_: Any) -> None:
         raise error
 
     monkeypatch.setattr(Transactions, "commit", refuse)

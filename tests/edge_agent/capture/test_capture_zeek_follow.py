@@ -3,6 +3,7 @@
 import gzip
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.fakes.zeek_writer import FLOWS, HEADER, Writer, close_all, follow, ui
 
 
 @pytest.fixture(autouse=True)
-def _close_all():
+def _close_all() -> Iterator[None]:
     yield
     close_all()
 
@@ -175,7 +176,7 @@ ACTIONS = st.lists(st.sampled_from(["rows", "rows", "rotate", "pack", "read", "r
 @given(ACTIONS, st.booleans())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_order_of_writing_rotating_packing_and_restarting_gives_each_row_once(
-    tmp_path_factory: pytest.TempPathFactory, actions, is_json
+    tmp_path_factory: pytest.TempPathFactory, actions: list[str], is_json: bool
 ) -> None:
     writer = Writer(tmp_path_factory.mktemp("zeek"), is_json=is_json)
     writer.rows(1)

@@ -1,4 +1,4 @@
-"""Whoever keeps the broker can keep orders back; he can make none, change none, and bring back none that was replaced."""
+"""A person who keeps the broker can keep orders back; he can make none, change none, and bring back none that was replaced."""
 
 import json
 from pathlib import Path
@@ -66,8 +66,27 @@ def test_an_order_of_another_key_is_refused(director: FakeDirector, device: Orde
     assert device.refused == 2
 
 
+def test_the_signature_of_one_order_is_none_of_another(director: FakeDirector, device: OrderTaker) -> None:
+    first, second = (decode_message(director.order(counter, counter)) for counter in (5, 6))
+    for text, signatures in ((second.document, first.signatures), (first.document, second.signatures)):
+        assert device.take(encode_message(SignedMessage(text, signatures))) is None
+        assert "not of a trusted key" in device.reason
+    both = encode_message(SignedMessage(first.document, (*second.signatures, *first.signatures)))
+    assert device.take(both) == (5,), "one good signature is enough"
+
+
+def test_an_order_is_followed_behind_as_much_nonsense_as_comes(director: FakeDirector, device: OrderTaker) -> None:
+    for number in range(100):
+        assert device.take(b"nonsense %d" % number) is None
+        assert device.take(director.order(4, 1)[: 40 + number]) is None
+    assert device.take(director.order(7, 3)) == (3,)
+    assert (device.refused, device.counter.seen.counter) == (200, 7)
+
+
 @pytest.mark.parametrize("kind", [*DocumentKind, "erasure", "", "desired "])
-def test_a_signature_over_one_kind_is_none_over_another(director: FakeDirector, device: OrderTaker, kind) -> None:
+def test_a_signature_over_one_kind_is_none_over_another(
+    director: FakeDirector, device: OrderTaker, kind: DocumentKind | str
+) -> None:
     as_desired = encode_document(order(5))
     if kind != DocumentKind.DESIRED:
         assert device.take(director.sign_text(as_desired, kind)) is None
@@ -89,7 +108,7 @@ def test_a_signature_over_the_older_form_of_rules_is_none_over_a_document(direct
 
 
 @given(st.sampled_from(list(DocumentKind)), st.text(max_size=40), st.text("ab\n -", max_size=12), st.text(max_size=40))
-def test_no_two_kinds_and_texts_share_their_signed_bytes(kind, text, other_kind, other_text) -> None:
+def test_no_two_kinds_and_texts_share_their_signed_bytes(kind: DocumentKind, text: str, other_kind: str, other_text: str) -> None:
     if other_kind != kind and "\n" not in other_kind:
         assert signing_bytes(kind, text) != signing_bytes(other_kind, other_text)
     assert not signing_bytes(kind, text).startswith(older_signing_bytes(""))
@@ -110,7 +129,9 @@ def test_no_two_kinds_and_texts_share_their_signed_bytes(kind, text, other_kind,
         (Addressees(devices=("line-4",), cohorts=("press-shop",)), True),
     ],
 )
-def test_an_order_for_another_device_or_cohort_is_refused(director: FakeDirector, tmp_path: Path, to, covers: bool) -> None:
+def test_an_order_for_another_device_or_cohort_is_refused(
+    director: FakeDirector, tmp_path: Path, to: Addressees, covers: bool
+) -> None:
     device = OrderTaker(tmp_path, director.public_key, cohorts=("press-shop",))
     assert (device.take(director.order(5, to=to)) is not None) is covers
     assert covers or "for other devices" in device.reason
@@ -257,7 +278,7 @@ def test_a_message_with_a_key_twice_is_refused(director: FakeDirector, device: O
     ],
 )  # fmt: skip
 def test_a_document_out_of_bounds_is_refused_although_it_is_signed(
-    director: FakeDirector, device: OrderTaker, name: str, value
+    director: FakeDirector, device: OrderTaker, name: str, value: object
 ) -> None:
     plain = {**json.loads(text_of(director.order(5))), name: value}
     assert device.take(director.sign_text(json.dumps(plain))) is None
@@ -272,7 +293,7 @@ def test_a_document_out_of_bounds_is_refused_although_it_is_signed(
         b'{"document":"\\ud800","signatures":[{"key":"' + b"0" * 64 + b'","signature":"' + b"0" * 128 + b'"}]}',
     ],
 )  # fmt: skip
-def test_nonsense_is_refused_with_a_reason(device: OrderTaker, body) -> None:
+def test_nonsense_is_refused_with_a_reason(device: OrderTaker, body: bytes) -> None:
     assert device.take(body) is None
     assert device.refused == 1
     assert device.reason
@@ -353,7 +374,7 @@ def test_the_end_of_a_retained_message_takes_nothing_away(director: FakeDirector
 
 @settings(max_examples=200)
 @given(st.binary(max_size=300))
-def test_whatever_comes_is_refused_by_name(body) -> None:
+def test_whatever_comes_is_refused_by_name(body: bytes) -> None:
     with pytest.raises(DocumentError):
         decode_message(body)
 
@@ -365,7 +386,7 @@ def test_whatever_comes_is_refused_by_name(body) -> None:
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
     )
 )
-def test_whatever_is_signed_is_refused_by_name(value) -> None:
+def test_whatever_is_signed_is_refused_by_name(value: object) -> None:
     with pytest.raises(DocumentError):
         decode_document(msgspec.json.encode(value).decode(), DocumentKind.DESIRED, DesiredModels)
 

@@ -31,7 +31,7 @@ def open_counter(folder: Path, *keys: str) -> CounterFile:
 
 @pytest.mark.parametrize("rot", [b"", b"\0" * 90, None], ids=["empty", "zeros", "gone"])
 @pytest.mark.parametrize("which", FILES)
-def test_one_of_the_two_files_is_enough_and_restores_the_other(tmp_path: Path, which, rot) -> None:
+def test_one_of_the_two_files_is_enough_and_restores_the_other(tmp_path: Path, which: str, rot: bytes | None) -> None:
     open_counter(tmp_path).note(NewestDocument(7, "a"))
     path = tmp_path / "documents" / which
     path.unlink() if rot is None else path.write_bytes(rot)
@@ -55,7 +55,7 @@ def test_a_kill_between_the_two_files_keeps_the_higher_counter(tmp_path: Path, m
     open_counter(tmp_path).note(NewestDocument(7, "a"))
     written: list[Path] = []
 
-    def once(path, body) -> None:
+    def once(path: Path, body: bytes) -> None:
         if written:
             raise OSError(5, "killed here")
         written.append(path)
@@ -174,7 +174,7 @@ class Device(RuleBasedStateMachine):
         self.device = OrderTaker(Path(self.folder.name), self.director.public_key, clock=self.clock)
 
     @rule(counter=st.integers(1, 12), version=st.integers(1, 3))
-    def order(self, counter, version) -> None:
+    def order(self, counter: int, version: int) -> None:
         if self.device.take(self.director.order(counter, version)) is not None:
             assert counter >= self.followed
             self.followed = counter
@@ -182,7 +182,7 @@ class Device(RuleBasedStateMachine):
             assert counter <= self.followed
 
     @rule(which=st.sampled_from(FILES), place=st.integers(0, 60))
-    def rot(self, which, place) -> None:
+    def rot(self, which: str, place: int) -> None:
         path = Path(self.folder.name) / "documents" / which
         if path.exists() and self.followed:
             body = bytearray(path.read_bytes())
@@ -191,7 +191,7 @@ class Device(RuleBasedStateMachine):
         self.restart()
 
     @rule(seconds=st.integers(-(10**9), 10**9))
-    def change_the_clock(self, seconds) -> None:
+    def change_the_clock(self, seconds: int) -> None:
         self.clock.wall_ms = max(0, self.clock.wall_ms + seconds * 1000)
 
     @invariant()

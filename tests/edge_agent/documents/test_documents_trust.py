@@ -41,7 +41,7 @@ def test_keys_of_the_table_and_of_the_file_are_trusted_for_all_and_those_of_poli
 @pytest.mark.parametrize(
     "text", [None, "", "# none\n", ONE[:-1], ONE.replace("1", "A"), f"{ONE}\n" * 5, "x" * 5_000, "\xff"], ids=repr
 )
-def test_a_key_file_that_cannot_be_read_gives_no_keys_and_the_agent_runs(tmp_path: Path, text) -> None:
+def test_a_key_file_that_cannot_be_read_gives_no_keys_and_the_agent_runs(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "director.pub").write_text(text, encoding="latin-1")
     path = write(tmp_path, '[director]\nfile = "director.pub"\n')
@@ -110,7 +110,9 @@ def test_enrolment_brings_the_directors_keys_to_where_the_examples_look(tmp_path
         (DocumentReport("desired", 5, 2, "counter 4 is not newer"), CheckResult.WARNING, "2 refused"),
     ],
 )
-def test_the_doctor_tells_what_became_of_orders(tmp_path: Path, document, verdict, words: str) -> None:
+def test_the_doctor_tells_what_became_of_orders(
+    tmp_path: Path, document: DocumentReport, verdict: CheckResult, words: str
+) -> None:
     model = '[model]\nname = "m"\nroot = "root.json"\nstreams = ["camera_frame"]\n'
     config = load_agent_config(write(tmp_path, f'{model}[director]\npublic_keys = ["{ONE}"]\n'))
     health = Health(0, 1, True, 0, 0, 0, 0, 0, None, 0, 1, 0, documents=(document,))

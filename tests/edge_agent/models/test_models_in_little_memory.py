@@ -35,6 +35,8 @@ class Little:
         max_ms: for one picture.
         max_memory_mib: the model's own limit.
         kills_agent: whether the thread kills the agent, not the largest process.
+        target: what the models' processes run; empty: as ever.
+        probation_s: of each version.
 
     Attributes:
         killed: what the thread killed.
@@ -49,6 +51,8 @@ class Little:
         *,
         max_memory_mib: int = 192,
         kills_agent: bool = False,
+        target: str = "",
+        probation_s: float = 0.0,
     ) -> None:
         self.killed: list[int] = []
         self._kills_agent = kills_agent
@@ -57,7 +61,7 @@ class Little:
         # By a shell that enters first: what a process has before it moves is not counted.
         enter = f"echo $$ > {cgroup}/cgroup.procs && " if cgroup is not None else ""
         self._core = core
-        given = (core.root, state, str(max_ms), picture, str(max_memory_mib))
+        given = (core.root, state, str(max_ms), picture, str(max_memory_mib), target, str(probation_s))
         self.process = subprocess.Popen(
             ["sh", "-c", f'{enter}exec "$0" "$@"', sys.executable, script, *given],
             stdin=subprocess.PIPE,
@@ -191,6 +195,7 @@ def test_an_agent_with_a_running_model_has_loaded_nothing_that_checks_or_runs_it
     little.close()
     assert running["loaded"] == []
     assert running["rss"] < 50 * MIB, "the goal is 40 MB on a device; what a busy machine adds is allowed for"
+    assert running["waiting"] < 256
 
 
 @pytest.mark.slow
@@ -211,6 +216,38 @@ def test_a_harmful_model_costs_no_frame_no_restart_and_not_the_good_model(
     assert (after["version"], set(after["by_version"])) == (1, {"None", "1"})
     assert refused["by_version"]["1"] > before["by_version"]["1"] + 20  # the good one answered meanwhile
     assert max(figures.get("rss", 0) for figures in little.seen) < 60 * MIB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", ["open_leaking", "open_crashing"], ids=["leaks 1 MB a frame", "SIGSEGV at each frame"])
+def test_a_model_that_harms_while_it_answers_is_given_up_after_two_deaths(
+    core: "fake.Core", tmp_path: Path, cgroup: Path | None, harm: str
+) -> None:
+    little = Little(core, tmp_path / "state", cgroup, target=f"tests.fakes.harmful_process:{harm}", probation_s=15)
+    little.want(core.publish())
+    before = little.until(lambda figures: figures.get("version") == 1 and not figures["on_probation"])
+    little.want(core.publish(fake.tiny_model(0.1)))
+    refused = little.until(lambda figures: figures.get("refused") == [2])
+    after = little.until(lambda figures: figures["by_version"]["1"] > refused["by_version"]["1"] + 50)
+    last = little.close()
+    assert after["pid"] == before["pid"]
+    assert last["frames"] == last["returned"]
+    assert last["counts"]["deaths"] == 2
+    assert (after["version"], after["state"]) == (1, "rolled_back")
+
+
+@pytest.mark.slow
+def test_a_proven_model_that_leaks_is_started_again_at_its_limit_and_no_frame_is_lost(
+    core: "fake.Core", tmp_path: Path, cgroup: Path | None
+) -> None:
+    little = Little(core, tmp_path / "state", cgroup, target="tests.fakes.harmful_process:open_leaking")
+    core.publish()
+    little.want(core.publish(fake.tiny_model(0.1)))
+    # With no version before it there is nothing to go back to: it goes on, and is started again each time.
+    little.until(lambda figures: figures.get("counts", {}).get("deaths", 0) >= 1 and figures["state"] == "active")
+    last = little.close()
+    assert last["frames"] == last["returned"]
+    assert last["by_version"]["2"] > 50
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from schemas.rollout import Desired, DesiredModels, encode_desired
 from schemas.signed_document import Addressees
 from tests.fakes import model_repository as fake
 from tests.fakes.director import FakeDirector, OrderTaker, wanted
-from tests.fakes.model_repository import frames, picture
+from tests.fakes.model_repository import Core, Device, frames, picture
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def hand_in(device: "fake.Device", body: bytes) -> int:
 
 @pytest.mark.slow
 def test_an_older_version_that_is_still_signed_cannot_be_ordered_by_the_brokers_keeper(
-    core, director: FakeDirector, device, tmp_path: Path
+    core: Core, director: FakeDirector, device: Device, tmp_path: Path
 ) -> None:
     first, second = desire(core.publish()), desire(core.publish(fake.tiny_model(0.1)))
     old, new = order(director, 10, first), order(director, 11, second)
@@ -61,7 +61,9 @@ def test_an_older_version_that_is_still_signed_cannot_be_ordered_by_the_brokers_
 
 
 @pytest.mark.parametrize("late", [[10], [10, 9], [9, 10]])
-def test_a_halt_stands_when_older_orders_arrive_right_after_it(core, director: FakeDirector, device, late: list[int]) -> None:
+def test_a_halt_stands_when_older_orders_arrive_right_after_it(
+    core: Core, director: FakeDirector, device: Device, late: list[int]
+) -> None:
     first = desire(core.publish())
     device.updater.on_desired(order(director, 11))  # nothing is to run
     for counter in late:
@@ -81,12 +83,14 @@ def test_of_many_orders_at_once_the_last_to_come_are_kept(director: FakeDirector
     assert taker.inbox.report().refused == 0
 
 
-def test_of_several_models_a_device_takes_its_own(core, director: FakeDirector, device) -> None:
+def test_of_several_models_a_device_takes_its_own(core: Core, director: FakeDirector, device: Device) -> None:
     ours = desire(core.publish())
     assert hand_in(device, order(director, 1, wanted(4, "faces"), ours, wanted(9, "defects"))) == 1
 
 
-def test_an_order_without_our_model_ends_what_was_wanted_and_stops_nothing(core, director: FakeDirector, device) -> None:
+def test_an_order_without_our_model_ends_what_was_wanted_and_stops_nothing(
+    core: Core, director: FakeDirector, device: Device
+) -> None:
     first, second = desire(core.publish()), desire(core.publish(fake.tiny_model(0.1)))
     assert hand_in(device, order(director, 1, first)) == 1
     core.tamper = lambda _request, _found: None
@@ -99,7 +103,7 @@ def test_an_order_without_our_model_ends_what_was_wanted_and_stops_nothing(core,
     assert device.updater.report()[0].state == "active"
 
 
-def test_without_a_directors_key_unsigned_orders_are_followed_for_this_release(core, tmp_path: Path) -> None:
+def test_without_a_directors_key_unsigned_orders_are_followed_for_this_release(core: Core, tmp_path: Path) -> None:
     device = fake.Device(core, tmp_path / "state")
     published = core.publish()
     assert device.want(published) == "active"

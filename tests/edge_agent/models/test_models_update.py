@@ -28,7 +28,7 @@ def test_a_signed_model_is_installed_and_annotates_pictures(core: "fake.Core", d
     assert got["model_version"] == [1, None, 1, None]
     assert got["model_name"] == ["bright", None, "bright", None]
     assert got["predicted_score"][0] == pytest.approx(250 / 255)
-    assert device.updater.counts == {"inferences": 2, "failures": 0, "unreadable": 1, "skipped": 0, "deaths": 0}
+    assert device.updater.counts == {"inferences": 2, "failures": 0, "unreadable": 1, "skipped": 0, "late": 0, "deaths": 0}
 
 
 def test_a_model_in_many_pieces_arrives_whole(core: "fake.Core", device: "fake.Device") -> None:

@@ -24,7 +24,7 @@ class Site:
     secure_port: int
 
     def device_files(self, device: str) -> dict[str, Path]:
-        """Key, certificate and CA of a device, made anew."""
+        """Key, certificate and CA of a device, made again."""
         folder = self.folder / device
         folder.mkdir()
         key, request = folder / "device.key", folder / "device.csr"

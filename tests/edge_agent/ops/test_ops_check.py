@@ -127,7 +127,7 @@ def test_faults_stand_as_compilers_write_them_and_as_json(tmp_path: Path) -> Non
         (GOOD.replace('"x.csv"', '"x.csv", max_line_bytes = 0'), 6, "max_line_bytes = 0 must be 1 or more"),
     ],
 )
-def test_each_kind_of_fault_is_found_on_its_line(tmp_path: Path, broken, line: int | None, fragment: str) -> None:
+def test_each_kind_of_fault_is_found_on_its_line(tmp_path: Path, broken: str, line: int | None, fragment: str) -> None:
     found = check(tmp_path, broken)
     assert len(found) == 1, found
     assert fragment in found[0][1]
@@ -144,7 +144,7 @@ def test_a_file_that_cannot_be_read_is_reported_as_such(tmp_path: Path) -> None:
 
 @given(st.text(max_size=60), st.lists(st.integers(0, 30), max_size=3), st.lists(st.integers(0, 30), max_size=3))
 def test_no_damage_to_a_configuration_makes_the_check_itself_fail(
-    tmp_path_factory: pytest.TempPathFactory, noise, cut, doubled
+    tmp_path_factory: pytest.TempPathFactory, noise: str, cut: list[int], doubled: list[int]
 ) -> None:
     lines = BAD.splitlines()
     for number in sorted(cut, reverse=True):

@@ -27,7 +27,9 @@ def openssl(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize("smith", SMITHS, ids=("library", "command"))
-def test_the_key_is_the_devices_alone_and_the_request_names_the_device(tmp_path: Path, smith) -> None:
+def test_the_key_is_the_devices_alone_and_the_request_names_the_device(
+    tmp_path: Path, smith: CommandKeysmith | LibraryKeysmith
+) -> None:
     key, request = tmp_path / "device.key", tmp_path / "device.csr"
     assert enrol(DEVICE, key, request, smith)
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
@@ -42,7 +44,9 @@ def test_the_key_is_the_devices_alone_and_the_request_names_the_device(tmp_path:
 
 @pytest.mark.parametrize("again", SMITHS, ids=("library", "command"))
 @pytest.mark.parametrize("first", SMITHS, ids=("library", "command"))
-def test_enrolled_again_it_keeps_its_key(tmp_path: Path, first, again) -> None:
+def test_enrolled_again_it_keeps_its_key(
+    tmp_path: Path, first: CommandKeysmith | LibraryKeysmith, again: CommandKeysmith | LibraryKeysmith
+) -> None:
     key, request = tmp_path / "device.key", tmp_path / "device.csr"
     enrol(DEVICE, key, request, first)
     before = key.read_bytes()
@@ -53,7 +57,7 @@ def test_enrolled_again_it_keeps_its_key(tmp_path: Path, first, again) -> None:
 
 
 @pytest.mark.parametrize("smith", SMITHS, ids=("library", "command"))
-def test_a_file_that_is_no_key_is_never_overwritten(tmp_path: Path, smith) -> None:
+def test_a_file_that_is_no_key_is_never_overwritten(tmp_path: Path, smith: CommandKeysmith | LibraryKeysmith) -> None:
     key = tmp_path / "device.key"
     for body in (b"my notes", b"-----BEGIN PRIVATE KEY-----\nnonsense\n-----END PRIVATE KEY-----\n"):
         key.write_bytes(body)

@@ -20,7 +20,7 @@ OTHERS = ("core-1", "score", "bridge", "bridges-0", "models-2", "a-bridge-0", "l
 
 
 @pytest.mark.parametrize("name", ROLES)
-def test_a_role_name_is_refused_wherever_a_device_is_enrolled(name, tmp_path: Path) -> None:
+def test_a_role_name_is_refused_wherever_a_device_is_enrolled(name: str, tmp_path: Path) -> None:
     with pytest.raises(IdError, match="name of the core's own"):
         enrolled_id(name)
     with pytest.raises(IdError, match="name of the core's own"):
@@ -36,14 +36,14 @@ def test_a_role_name_is_refused_wherever_a_device_is_enrolled(name, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ROLES)
-def test_who_signs_refuses_it_too(name, tmp_path: Path) -> None:
+def test_who_signs_refuses_it_too(name: str, tmp_path: Path) -> None:
     script = documented_commands("device").split("\n", 1)[0]
     done = subprocess.run(["sh", "-euc", script], env={"DEVICE": name}, cwd=tmp_path, capture_output=True, check=False)
     assert done.returncode == 1
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_names_that_are_like_a_role_s_are_a_device_s(name, tmp_path: Path) -> None:
+def test_names_that_are_like_a_role_s_are_a_device_s(name: str, tmp_path: Path) -> None:
     assert not is_role_name(name)
     assert enrolled_id(name) == name
     claim(tmp_path, name, 0)

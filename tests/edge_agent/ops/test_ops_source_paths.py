@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from edge_agent.capture.source_supervisor import source_labels
 from edge_agent.commands.root import app
-from edge_agent.config import load_agent_config
+from edge_agent.config import AgentConfig, load_agent_config
 from edge_agent.errors import ConfigError
 from edge_agent.sources.options import is_same_path, resolve_paths
 
@@ -37,7 +38,7 @@ options = { path = "none.csv" }
 """
 
 
-def load(folder: Path, text: str):
+def load(folder: Path, text: str) -> AgentConfig:
     (folder / "agent.toml").write_text(text)
     return load_agent_config(folder / "agent.toml")
 
@@ -65,7 +66,7 @@ def test_relative_paths_of_options_start_at_the_files_folder_and_the_position_st
         ("of-a-plug-in", {"path": "x"}, {"path": "x"}),
     ],
 )  # fmt: skip
-def test_each_kinds_paths_are_resolved_and_nothing_else(kind: str, options, wanted) -> None:
+def test_each_kinds_paths_are_resolved_and_nothing_else(kind: str, options: dict[str, Any], wanted: dict[str, Any]) -> None:
     assert resolve_paths(kind, options, Path("/etc/c")) == wanted
 
 
@@ -85,7 +86,7 @@ def test_sources_that_share_kind_and_stream_are_distinguished(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["two words", "a:b", "", "x" * 65])
-def test_a_name_that_cannot_be_shown_plainly_or_is_given_twice_is_refused(tmp_path: Path, name) -> None:
+def test_a_name_that_cannot_be_shown_plainly_or_is_given_twice_is_refused(tmp_path: Path, name: str) -> None:
     if name:
         with pytest.raises(ConfigError, match="name"):
             load(tmp_path, TWO.replace("last-drive", name))
@@ -118,7 +119,7 @@ def test_status_shows_each_of_two_sources_of_one_kind_and_stream(tmp_path: Path)
     assert "last-drive" in shown
 
 
-def _until(folder: Path, is_there) -> dict[str, Any]:
+def _until(folder: Path, is_there: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     until = time.monotonic() + 60
     while time.monotonic() < until:
         try:
@@ -128,6 +129,6 @@ def _until(folder: Path, is_there) -> dict[str, Any]:
         if health is not None and "fails" in health["sources"].values():
             rejected = {name: reasons for name, reasons in health["rejected"].items() if name.startswith("tail")}
             if is_there({**health, "rejected": rejected}):
-                return health
+                return dict(health)
         time.sleep(0.1)
     raise AssertionError("the agent does not come so far")

@@ -6,13 +6,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 
 @pytest.fixture
-def manager(tmp_path: Path):
+def manager(tmp_path: Path) -> Iterator[tuple[socket.socket, str]]:
     """The socket that a service manager listens on."""
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
@@ -30,7 +31,9 @@ def heard(listener: socket.socket, wanted: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_agent_tells_the_service_manager_ready_then_alive_then_stopping(manager, tmp_path: Path) -> None:
+def test_the_agent_tells_the_service_manager_ready_then_alive_then_stopping(
+    manager: tuple[socket.socket, str], tmp_path: Path
+) -> None:
     listener, address = manager
     config = tmp_path / "agent.toml"
     config.write_text('device = "d1"\nstate_dir = "state"\n')

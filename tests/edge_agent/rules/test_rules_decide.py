@@ -7,6 +7,7 @@ from typing import cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.strategies import DataObject
 
 from edge_agent.rules.rule_filter import RuleFilter, chances, decide
 from edge_agent.sources.api import SampleBatch
@@ -60,7 +61,7 @@ def speeds_by_priority(book: Book, *speeds: float | None, filled: float = 0.0) -
 
 
 @given(st.lists(ANY_RULE, max_size=6), st.integers(0, 20), st.floats(0, 1), st.data())
-def test_every_row_is_kept_once_or_counted_once(rules, rows, filled, data) -> None:
+def test_every_row_is_kept_once_or_counted_once(rules: list[EdgeRule], rows: int, filled: float, data: DataObject) -> None:
     results = [data.draw(st.lists(st.sampled_from([True, False, None]), min_size=rows, max_size=rows)) for _ in rules]
     decisions = decide(rules, results, rows, 100, filled, lambda row: row / 20)
     kept = sorted(row for group in decisions.kept.values() for row in group)
@@ -145,7 +146,7 @@ def test_a_new_policy_counts_from_the_next_batch_on() -> None:
         (rule("bad", "network_flow", "duration_s > 1", EdgeAction.DROP), "does not know"),
     ],
 )
-def test_a_rule_that_means_nothing_here_is_reported_and_costs_no_sample(bad, fragment: str) -> None:
+def test_a_rule_that_means_nothing_here_is_reported_and_costs_no_sample(bad: EdgeRule, fragment: str) -> None:
     book = Book(bad, rule("stands", STREAM, "speed_mps < 1", EdgeAction.DROP))
     assert speeds_by_priority(book, 0.0, 5.0) == {100: [5.0]}
     assert fragment in book.suspended[f"{STREAM}/bad"]

@@ -1,6 +1,7 @@
 """Rules come as signed documents; the form of the release before is still taken, and both count in one counter."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -65,7 +66,7 @@ def director() -> FakeDirector:
     return FakeDirector()
 
 
-def document(counter: int, **more) -> Document:
+def document(counter: int, **more: Any) -> Document:
     body = encode_body(rules_of(more.pop("policy", policy(1))))
     fields = {"kind": "edge-policy", "to": Addressees(cohorts=("all",)), **more}
     return Document(counter=counter, issued_ms=NOW_MS, body=body, **fields)
@@ -99,7 +100,9 @@ def test_rules_in_a_signed_document_are_in_force_and_outlive_a_restart_and_their
         (Addressees(cohorts=("south",)), False),
     ],
 )
-def test_rules_for_other_devices_or_cohorts_are_refused(director: FakeDirector, tmp_path: Path, to, is_ours: bool) -> None:
+def test_rules_for_other_devices_or_cohorts_are_refused(
+    director: FakeDirector, tmp_path: Path, to: Addressees, is_ours: bool
+) -> None:
     device = Device(tmp_path, director.public_key)
     assert device.take(director.sign(document(3, to=to)))
     assert device.version == (3 if is_ours else 0)

@@ -142,7 +142,7 @@ def test_a_kept_policy_that_is_no_longer_what_was_signed_is_set_aside(signer: Po
 
 
 @pytest.mark.parametrize("rot", [b"\0" * 500, None], ids=["zeros", "gone"])
-def test_a_policy_that_rots_on_disk_makes_no_older_one_believed(signer: PolicySigner, tmp_path: Path, rot) -> None:
+def test_a_policy_that_rots_on_disk_makes_no_older_one_believed(signer: PolicySigner, tmp_path: Path, rot: bytes | None) -> None:
     store = open_store(signer, tmp_path)
     hand_in(store, signer.sign(policy(2)), signer.sign(policy(3)))
     if rot is None:
@@ -169,7 +169,7 @@ def test_a_note_of_the_version_that_rots_refuses_nothing_new(signer: PolicySigne
     note.write_bytes(damaged)
     store = open_store(signer, tmp_path)
     assert store.current() == policy(3)
-    assert read_seen(tmp_path, signer.public_key) == 3  # written anew
+    assert read_seen(tmp_path, signer.public_key) == 3  # written again
     hand_in(store, signer.sign(policy(2)))
     assert store.current() == policy(3)
 

@@ -1,5 +1,6 @@
 """What rules leave out stands in the books with its reason; what they value is given up last."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ class Book:
 
 
 @pytest.fixture
-def spool(tmp_path: Path):
+def spool(tmp_path: Path) -> Iterator[Spool]:
     opened = Spool(tmp_path / "spool", max_bytes=8 * MIB, linger_ms=0, clock=SystemClock())
     yield opened
     opened.close()
@@ -47,7 +48,7 @@ def envelope(letter: bytes, priority: int | None = None) -> NewEnvelope:
     return NewEnvelope(10, letter * 100_000, "1.0.0", priority=priority)
 
 
-def test_left_out_samples_are_captured_and_dropped_with_their_reason_and_take_no_seq(spool) -> None:
+def test_left_out_samples_are_captured_and_dropped_with_their_reason_and_take_no_seq(spool: Spool) -> None:
     append = Append(STREAM, (envelope(b"a"),), position=b"1", source="s", left_out=(("rule:a", 5), ("rule:b", 1)))
     span = spool.append(append).result()
     spool.note(Passed(STREAM, "s", b"2", (("rule:a", 4),)))
@@ -59,7 +60,7 @@ def test_left_out_samples_are_captured_and_dropped_with_their_reason_and_take_no
     assert [(epoch.next_seq, epoch.dropped) for epoch in spool.epochs()] == [(10, ())]
 
 
-def test_books_of_left_out_samples_outlive_a_restart(spool, tmp_path: Path) -> None:
+def test_books_of_left_out_samples_outlive_a_restart(spool: Spool, tmp_path: Path) -> None:
     spool.note(Passed(STREAM, "s", None, (("rule:a", 4),)))
     spool.close()
     again = Spool(tmp_path / "spool", max_bytes=8 * MIB, linger_ms=0, clock=SystemClock())
@@ -68,7 +69,7 @@ def test_books_of_left_out_samples_outlive_a_restart(spool, tmp_path: Path) -> N
     assert (books.captured, books.dropped, books.is_balanced) == (4, {"rule:a": 4}, True)
 
 
-def test_within_a_batch_the_less_valuable_envelope_goes_first(spool) -> None:
+def test_within_a_batch_the_less_valuable_envelope_goes_first(spool: Spool) -> None:
     for _ in range(60):
         spool.append(Append(STREAM, (envelope(b"c", 10), envelope(b"d", 900)), priority=900)).result()
     kept = [found.body[:1] for found in spool.next_unsent(8 * MIB)]
@@ -77,7 +78,7 @@ def test_within_a_batch_the_less_valuable_envelope_goes_first(spool) -> None:
     assert all(books.is_balanced for books in spool.books())
 
 
-def test_a_spool_that_fills_wakes_the_rules_of_pressure_and_one_that_drains_lets_them_sleep(spool) -> None:
+def test_a_spool_that_fills_wakes_the_rules_of_pressure_and_one_that_drains_lets_them_sleep(spool: Spool) -> None:
     contract = builtin_contract(STREAM)
     book = Book(rule("thin", STREAM, "speed_mps >= 0", EdgeAction.DROP, pressure=0.5))
     rule_filter = RuleFilter(book, contract, "car-1", 100, lambda: spool.used_bytes() / soft_limit_bytes(8 * MIB))

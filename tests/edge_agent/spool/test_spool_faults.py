@@ -190,7 +190,7 @@ def test_random_bit_flips_never_stop_the_start_and_never_pass_a_changed_body(tmp
             assert all(body in bodies for _, _, body in drain(spool))
             put(spool, b"new", count=1)
         except (SpoolError, sqlite3.DatabaseError):
-            # Damage found in service: the process ends, and its next start mends it.
+            # Damage found in service: the process ends, and its next start repairs it.
             spool.close()
             (tmp_path / "s" / "spool.suspect").touch()
             spool = open_spool(tmp_path / "s")

@@ -80,7 +80,7 @@ def test_what_rots_is_never_sent_as_good_and_never_stops_the_start(
             spool.settle(Receipt(0, {})).result()
             break
         except (SpoolError, sqlite3.DatabaseError):
-            # Damage met in service: the process ends, its next start mends.
+            # Damage met in service: the process ends, its next start repairs.
             spool.close()
             (tmp_path / "s" / opening.SUSPECT_NAME).touch()
     assert all(stored.get(body, (epoch, seq)) == (epoch, seq) for epoch, seq, body in found)

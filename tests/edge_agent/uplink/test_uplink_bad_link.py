@@ -73,7 +73,7 @@ def test_a_link_too_slow_for_a_whole_part_between_two_breaks_still_gets_the_payl
 def test_one_long_message_on_a_slow_link_is_no_dead_connection(
     broker: RunningBroker, device: Callable[..., Device], link_bytes_per_s: int | None, own_bytes_per_s: int, size_bytes: int
 ) -> None:
-    """It takes longer than a keep-alive time bears; a client that counts only answers would start over for ever."""
+    """It takes longer than a keep-alive time bears; a client that counts only answers would start over permanently."""
     with FakeCore(broker.host, broker.port), BadLink(broker.port, bytes_per_s=link_bytes_per_s) as link:
         connection = BrokerConfig(host=link.host, port=link.port, keepalive_s=5)
         agent = device(link, connection=connection, resend_after_s=60.0, bytes_per_s=own_bytes_per_s)

@@ -89,7 +89,10 @@ def test_a_stream_without_a_right_waits_as_a_whole_and_goes_when_it_has_one_whil
         for n in range(40):
             agent.put(b"%d" % n)
             agent.spool.append(Append(BETA, (NewEnvelope(1, b"%d" % n, "1.0.0"),))).result()
-        settled = lambda: {books.stream: books.settled for books in agent.spool.books()}  # noqa: E731
+
+        def settled() -> dict[str, int]:
+            return {books.stream: books.settled for books in agent.spool.books()}
+
         eventually(lambda: settled()["alpha"] == 40 and agent.forwarder.progress.waiting_streams == ("beta",), 40)
         assert agent.spool.parked_samples() == 0
         front.is_unwanted = lambda *_: False

@@ -72,7 +72,7 @@ def test_looking_past_a_long_cheap_backlog_is_cut_and_goes_on(spool: Spool, monk
     spool.listen(lambda: woken.append(1))
     found = [take(spool) for _ in range(8)]
     assert [seq for seq in found if seq is not None] == [400]
-    assert woken, "whoever got nothing is told to ask again"
+    assert woken, "a caller that got nothing is told to ask again"
 
 
 def test_what_is_released_is_given_out_again_whichever_lane_it_was(spool: Spool) -> None:

@@ -62,7 +62,7 @@ class Link:
                 return self._end([])
             batch = self._next()
             if not batch:
-                assert self.now_s < 1e4, "it waits for ever"
+                assert self.now_s < 1e4, "it waits permanently"
                 if not self.detector.is_careful:
                     return self._end([], by_peer=False)
                 self.now_s += 0.1

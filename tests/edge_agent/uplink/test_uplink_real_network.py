@@ -68,7 +68,7 @@ def authority(tmp_path: Path) -> SmallAuthority:
 
 def core_on(plant: Host, authority: SmallAuthority) -> FakeCore:
     context = ssl.create_default_context(cafile=str(authority.folder / "ca.pem"))
-    context.check_hostname = False  # it sits beside the broker and uses the loopback
+    context.check_hostname = False  # it sits next to the broker and uses the loopback
     context.load_cert_chain(authority.folder / "core.pem", authority.folder / "core.key")
     with plant.entered():
         return FakeCore("127.0.0.1", 8883, tls=context)

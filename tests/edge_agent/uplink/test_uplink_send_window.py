@@ -77,7 +77,7 @@ def test_a_transfer_sends_only_what_the_core_does_not_have() -> None:
 
 
 class SendWindowMachine(RuleBasedStateMachine):
-    """A flight beside plain dictionaries; how the window moves is the window's own test's matter."""
+    """A flight next to plain dictionaries; how the window moves is the window's own test's matter."""
 
     def __init__(self) -> None:
         super().__init__()

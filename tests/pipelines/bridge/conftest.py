@@ -59,7 +59,7 @@ class Device:
             packed.ContentType = content_type
         return self.client.publish(topic, body, qos=1, properties=packed)
 
-    def send(self, *args, **more) -> None:
+    def send(self, *args: Any, **more: Any) -> None:
         wait_until(self.client.is_connected)
         info = self.publish(*args, **more)
         info.wait_for_publish(DEADLINE_S)
@@ -155,7 +155,7 @@ class BridgeProcess:
 def make_bridge(broker: RunningBroker, tmp_path: Path) -> Iterator[Callable[..., BridgeProcess]]:
     made: list[BridgeProcess] = []
 
-    def make(**more) -> BridgeProcess:
+    def make(**more: Any) -> BridgeProcess:
         one = BridgeProcess(tmp_path, broker.host, broker.port, **more)
         made.append(one)
         return one

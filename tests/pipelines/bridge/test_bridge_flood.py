@@ -29,7 +29,7 @@ SHARES = "[shares]\nbytes_per_s = 200000\nburst_bytes = 500000\n"
 
 
 @pytest.fixture
-def flooder(broker: RunningBroker):
+def flooder(broker: RunningBroker) -> Iterator[Device]:
     one = Device(broker.host, broker.port, "flood")
     yield one
     one.close()
@@ -45,7 +45,7 @@ def notices(device: Device) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_a_flood_waits_on_its_device_and_every_message_of_another_is_landed(
-    make_bridge: Callable[..., BridgeProcess], device: Device, flooder
+    make_bridge: Callable[..., BridgeProcess], device: Device, flooder: Device
 ) -> None:
     bridge = make_bridge(more=f"seal_ms = 50\nreceive_maximum = 20\n{SHARES}")
     bridge.start_connected()
@@ -96,12 +96,12 @@ def last_count(bridge: BridgeProcess, name: str) -> int:
     return int(present(re.search(rf"\b{name}=(\d+)", line))[1])
 
 
-def again(bridge, seq: int) -> bool:
+def again(bridge: BridgeProcess, seq: int) -> bool:
     return any(row["device"] == "flood" and row["first_seq"] == seq for row in bridge.rows())
 
 
 def test_a_flood_of_parts_and_queries_delays_no_other_object(
-    make_bridge: Callable[..., BridgeProcess], device: Device, flooder
+    make_bridge: Callable[..., BridgeProcess], device: Device, flooder: Device
 ) -> None:
     bridge = make_bridge(more=f"seal_ms = 50\n{SHARES}")
     bridge.start_connected()
@@ -119,7 +119,7 @@ def test_a_flood_of_parts_and_queries_delays_no_other_object(
 
 @pytest.mark.slow
 def test_messages_with_large_properties_and_tiny_bodies_count_by_their_whole_size(
-    make_bridge: Callable[..., BridgeProcess], device: Device, flooder
+    make_bridge: Callable[..., BridgeProcess], device: Device, flooder: Device
 ) -> None:
     bridge = make_bridge(more=f"seal_ms = 50\n{SHARES}")
     bridge.start_connected()
@@ -131,7 +131,7 @@ def test_messages_with_large_properties_and_tiny_bodies_count_by_their_whole_siz
     assert bridge.stop() == 0
 
 
-def retained(broker, topic_filter: str) -> list[str]:
+def retained(broker: RunningBroker, topic_filter: str) -> list[str]:
     found: list[str] = []
     with_flag = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="", protocol=mqtt.MQTTv5)
     with_flag.on_message = lambda _c, _d, message: found.append(message.topic) if message.retain else None
@@ -148,7 +148,7 @@ def retained(broker, topic_filter: str) -> list[str]:
 
 @pytest.mark.slow
 def test_what_a_device_has_the_broker_keep_is_taken_back_but_for_its_report(
-    broker: RunningBroker, make_bridge: Callable[..., BridgeProcess], device: Device, flooder
+    broker: RunningBroker, make_bridge: Callable[..., BridgeProcess], device: Device, flooder: Device
 ) -> None:
     bridge = make_bridge(more=f"seal_ms = 50\n{SHARES}")
     bridge.start_connected()
@@ -207,7 +207,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_a_small_disk_is_never_filled_and_the_others_go_on_beside_a_flood(
-    broker: RunningBroker, small_disk: Path, device: Device, flooder
+    broker: RunningBroker, small_disk: Path, device: Device, flooder: Device
 ) -> None:
     bridge = BridgeProcess(small_disk, broker.host, broker.port, more="seal_ms = 50")
     bridge.start_connected()

@@ -27,12 +27,12 @@ def s3(tmp_path: Path) -> Iterator[S3]:
         yield server
 
 
-def section(s3, port=None) -> str:
+def section(s3: S3, port: int | None = None) -> str:
     config = s3.config("bridge", port)
     return f'[remote]\nurl = "{config.url}"\nendpoint = "{config.endpoint}"\ntimeout_s = 1\nretries = 1\nretry_s = 3\n'
 
 
-def landed(s3) -> list[dict[str, Any]]:
+def landed(s3: S3) -> list[dict[str, Any]]:
     remote, rows, number = Remote(s3.config("bridge")), [], 1
     while (found := remote.get(f"landing/bridge-0/{number:012d}.arrows")) is not None:
         rows += [row for _, batch in walk(pa.py_buffer(found[0])) for row in batch.to_pylist()]

@@ -1,4 +1,4 @@
-"""Several bridges share the devices: each message is landed by the bridge that owns its device, whoever is stopped or killed."""
+"""Several bridges share the devices: the owner of a device lands its messages, no matter which process is stopped or killed."""
 
 import os
 import random
@@ -67,7 +67,7 @@ def test_two_bridges_that_are_stopped_and_killed_land_every_message_and_each_onl
     assert not seen[0] & seen[1]
 
 
-def seqs_of(bridge, index, sent):
+def seqs_of(bridge: BridgeProcess, index: int, sent: int) -> set[int]:
     mine = {seq for seq in range(sent) if Partition(index, 2).owns(DEVICES[seq % len(DEVICES)])}
     deadline = time.monotonic() + 30
     while (seen := {row["first_seq"] for row in bridge.rows()}) != mine and time.monotonic() < deadline:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.strategies import DataObject
 
 from pipelines.bridge.parts import Assembler, Part, Sweeper
 from pipelines.bridge.parts_room import ReceivedRanges, read_received, write_received
@@ -28,13 +29,13 @@ def part(content: bytes, low: int, high: int, digest: Digest | None = None, tota
     return Part(DEVICE, head, content[low:high])
 
 
-def apply(assembler: Assembler, *parts: Part):
+def apply(assembler: Assembler, *parts: Part) -> Any:
     return assembler.apply(DEVICE, parts)
 
 
 @given(data=st.data(), content=st.binary(min_size=1, max_size=2000))
 def test_parts_in_any_order_repeated_and_overlapping_make_the_object(
-    data, content, tmp_path_factory: pytest.TempPathFactory
+    data: DataObject, content: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     objects = tmp_path_factory.mktemp("objects")
     assembler = Assembler(objects)
@@ -106,8 +107,8 @@ def test_a_torn_claim_is_not_believed(tmp_path: Path) -> None:
     path = tmp_path / "object"
     path.write_bytes(b"12345")
     write_received(path, ReceivedRanges(10, Ranges.of([(0, 5)])))
-    beside = tmp_path / "object.have"
-    beside.write_bytes(beside.read_bytes()[:-3])
+    ranges = tmp_path / "object.have"
+    ranges.write_bytes(ranges.read_bytes()[:-3])
     assert read_received(path) is None
 
 
@@ -192,15 +193,15 @@ def test_parts_that_nobody_continues_are_taken_away_after_their_time(tmp_path: P
 class Small:
     """A disk with so many bytes free, less what lies in the folder."""
 
-    def __init__(self, folder, size_bytes: int) -> None:
+    def __init__(self, folder: Path, size_bytes: int) -> None:
         self._folder, self._size_bytes = folder, size_bytes
 
     def __call__(self) -> int:
         used = sum(path.stat().st_blocks * 512 for path in self._folder.rglob("*") if path.is_file())
-        return self._size_bytes - used
+        return int(self._size_bytes - used)
 
 
-def on_small_disk(folder, size_bytes: int, **more) -> Assembler:
+def on_small_disk(folder: Path, size_bytes: int, **more: Any) -> Assembler:
     assembler = Assembler(folder, **more)
     assembler.room._free_bytes = Small(folder, size_bytes)
     return assembler
@@ -243,7 +244,10 @@ def test_what_is_declared_and_never_brought_keeps_nobody_out(tmp_path: Path) -> 
 
 def test_tiny_parts_of_huge_objects_are_counted_in_blocks_and_their_pieces_are_bounded(tmp_path: Path) -> None:
     assembler = Assembler(tmp_path, max_device_bytes=2_200_000, max_pieces=100)
-    head = lambda offset: PartHead(Digest("0" * 64), offset, 1, 2_000_000)  # noqa: E731
+
+    def head(offset: int) -> PartHead:
+        return PartHead(Digest("0" * 64), offset, 1, 2_000_000)
+
     parts = [Part(DEVICE, head(offset), b"x") for offset in range(0, 2_000_000, 1_000)]
     state = assembler.apply(DEVICE, parts)
     assert "pieces" in str(state.reason)

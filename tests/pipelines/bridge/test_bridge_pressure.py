@@ -1,7 +1,9 @@
 import errno
 import os
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,12 +26,12 @@ def config(broker: RunningBroker, tmp_path: Path) -> CoreConfig:
 
 
 @pytest.fixture
-def beside():
-    """Run a function beside the test until it is told to stop."""
+def alongside() -> Iterator[Callable[..., threading.Event]]:
+    """Run a function next to the test until it is told to stop."""
     stop = threading.Event()
     threads: list[threading.Thread] = []
 
-    def start(run) -> threading.Event:
+    def start(run: Callable[[threading.Event], None]) -> threading.Event:
         threads.append(threading.Thread(target=run, args=(stop,)))
         threads[0].start()
         return stop
@@ -41,7 +43,9 @@ def beside():
 
 
 @pytest.mark.slow
-def test_a_disk_that_stalls_longer_than_the_keepalive_costs_no_connection(config: CoreConfig, device: Device, beside) -> None:
+def test_a_disk_that_stalls_longer_than_the_keepalive_costs_no_connection(
+    config: CoreConfig, device: Device, alongside: Callable[..., Any]
+) -> None:
     inbox = Inbox(config.bridge.max_queue_bytes, 50_000)
     subscriber = Subscriber(config, inbox, SystemClock())
 
@@ -49,7 +53,7 @@ def test_a_disk_that_stalls_longer_than_the_keepalive_costs_no_connection(config
         subscriber.run(stop)
         subscriber.close()
 
-    stop = beside(serve)
+    stop = alongside(serve)
     device.wait_until(lambda: subscriber.is_subscribed)
     for number in range(400):
         device.publish("catchment/up/dev-a/telemetry", number.to_bytes(2, "big") + bytes(20_000))
@@ -70,7 +74,7 @@ def test_a_disk_that_stalls_longer_than_the_keepalive_costs_no_connection(config
 
 
 def test_a_disk_that_refuses_for_a_while_loses_nothing_and_costs_no_connection(
-    config: CoreConfig, device: Device, beside, monkeypatch: pytest.MonkeyPatch
+    config: CoreConfig, device: Device, alongside: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, refusals = os.fdatasync, iter([False, True, True, False, True])
 
@@ -80,7 +84,7 @@ def test_a_disk_that_refuses_for_a_while_loses_nothing_and_costs_no_connection(
         real(descriptor)
 
     monkeypatch.setattr(os, "fdatasync", sometimes)
-    beside(lambda stop: run_bridge(config, stop, SystemClock()))
+    alongside(lambda stop: run_bridge(config, stop, SystemClock()))
     folder = config.lake_root / "landing" / config.bridge.id
 
     def is_sealed() -> bool:

@@ -64,7 +64,7 @@ def test_json_without_a_span_is_numbered_on(bridge: BridgeProcess, device: Devic
     ],
 )
 def test_a_bad_topic_or_head_lands_as_refused_with_the_reason(
-    bridge: BridgeProcess, device: Device, topic, properties, reason: str
+    bridge: BridgeProcess, device: Device, topic: str, properties: list[tuple[str, str]], reason: str
 ) -> None:
     bridge.start_connected()
     device.send(topic, b"{}", properties)

@@ -49,7 +49,9 @@ def payloads(path: Path) -> list[bytes]:
 
 @settings(max_examples=60, deadline=None)
 @given(groups=st.lists(st.lists(rows, min_size=1, max_size=4), max_size=4))
-def test_a_sealed_segment_gives_back_every_row_as_it_was_written(groups, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_sealed_segment_gives_back_every_row_as_it_was_written(
+    groups: list[list[LandingRow]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.mktemp("segment")
     path = write(folder, groups).seal()
     read = [value for batch in read_segment(path) for value in batch.to_pylist()]
@@ -88,7 +90,9 @@ def test_a_cut_at_any_byte_leaves_a_prefix_of_whole_batches(tmp_path: Path) -> N
 
 @settings(max_examples=40, deadline=None)
 @given(share=st.floats(0, 1))
-def test_recovery_seals_the_whole_batches_and_sets_the_torn_tail_aside(share, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_recovery_seals_the_whole_batches_and_sets_the_torn_tail_aside(
+    share: float, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.mktemp("cut")
     groups = [[row(1), row(2)], [row(3)], [row(4)]]
     write(folder, groups)

@@ -88,7 +88,7 @@ def test_names_alone_do_not_fill_the_memory() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 3 * MB), st.floats(0, 3)), max_size=200))
-def test_over_any_time_no_device_lands_more_than_burst_rate_and_one_message(steps) -> None:
+def test_over_any_time_no_device_lands_more_than_burst_rate_and_one_message(steps: list[tuple[str, int, float]]) -> None:
     one, now_s, landed, largest = shares(bytes_per_s=MB, burst_bytes=5 * MB), 0.0, dict.fromkeys("abc", 0), 0
     for device, size, pause_s in steps:
         now_s += pause_s
@@ -99,7 +99,7 @@ def test_over_any_time_no_device_lands_more_than_burst_rate_and_one_message(step
 
 
 @given(st.lists(st.tuples(st.integers(1, MB), st.floats(0, 1)), max_size=100))
-def test_a_device_within_its_rate_is_never_deferred_whatever_another_does(steps) -> None:
+def test_a_device_within_its_rate_is_never_deferred_whatever_another_does(steps: list[tuple[int, float]]) -> None:
     one, now_s, owed = shares(bytes_per_s=MB, burst_bytes=2 * MB), 0.0, 0.0
     for size, pause_s in steps:
         now_s += pause_s
@@ -132,7 +132,7 @@ def test_a_small_disk_keeps_a_twentieth_free_and_a_large_one_what_is_configured(
 
 
 @pytest.mark.parametrize("wrong", [{"bytes_per_s": -1}, {"bytes_per_s": 1, "burst_bytes": 0}])
-def test_shares_that_cannot_be_are_refused(wrong) -> None:
+def test_shares_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="shares"):
         ShareConfig(**wrong)
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ time.sleep(300)
 """
 
 
-def wait_for(condition, seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
     for _ in range(int(seconds / 0.05)):
         if condition():
             return
@@ -79,10 +80,10 @@ def test_a_killed_demo_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_a_killed_leash_takes_its_program_along(tmp_path: Path) -> None:
     with ProcessGroup(tmp_path / "logs", grace_s=0.3) as group:
         program = group.start("sleeper", ["sleep", "300"])
-        children = Path(f"/proc/{program.leash.pid}/task/{program.leash.pid}/children")
+        children = Path(f"/proc/{program.subreaper.pid}/task/{program.subreaper.pid}/children")
         wait_for(lambda: children.read_text().split())
         (sleeper,) = map(int, children.read_text().split())
-        os.kill(program.leash.pid, signal.SIGKILL)
+        os.kill(program.subreaper.pid, signal.SIGKILL)
         wait_for(lambda: not is_alive(sleeper))
 
 

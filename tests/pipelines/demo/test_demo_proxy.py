@@ -1,5 +1,6 @@
 import socket
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -7,7 +8,7 @@ from pipelines.demo.stage import Proxy
 
 
 @pytest.fixture
-def echo_port():
+def echo_port() -> Iterator[int]:
     server = socket.create_server(("127.0.0.1", 0))
 
     def answer(connection: socket.socket) -> None:

@@ -4,33 +4,33 @@ from itertools import islice
 import numpy as np
 from PIL import Image
 
-from pipelines.demo import scenes
-from pipelines.demo.signals import DAY_S, LAP_S, drive, flows
+from pipelines.demo import drawn
+from pipelines.demo.drawn import DAY_S, LAP_S, drive, flows
 from schemas.contract import builtin_contract
 
 
 def test_the_same_seed_draws_the_same_strip() -> None:
-    first, second = scenes.strip_frame(3, 17), scenes.strip_frame(3, 17)
+    first, second = drawn.strip_frame(3, 17), drawn.strip_frame(3, 17)
     assert (first.pixels == second.pixels).all()
     assert first.label == second.label
-    assert (scenes.strip_frame(4, 17).pixels != first.pixels).any()
+    assert (drawn.strip_frame(4, 17).pixels != first.pixels).any()
 
 
 def test_about_a_third_of_the_strip_frames_show_a_defect_and_only_those_have_a_mask() -> None:
-    frames = [scenes.strip_frame(1, index) for index in range(200)]
+    frames = [drawn.strip_frame(1, index) for index in range(200)]
     assert 40 <= sum(frame.label == "defect" for frame in frames) <= 80
     assert all((frame.mask.max() == 255) == (frame.label == "defect") for frame in frames)
 
 
 def test_a_frame_encodes_to_files_that_pillow_opens() -> None:
-    frame = scenes.strip_frame(1, 0)
-    assert Image.open(io.BytesIO(scenes.jpeg(frame.pixels))).size == (scenes.WIDTH, scenes.HEIGHT)
-    assert (np.asarray(Image.open(io.BytesIO(scenes.png(frame.mask)))) == frame.mask).all()
+    frame = drawn.strip_frame(1, 0)
+    assert Image.open(io.BytesIO(drawn.jpeg(frame.pixels))).size == (drawn.WIDTH, drawn.HEIGHT)
+    assert (np.asarray(Image.open(io.BytesIO(drawn.png(frame.mask)))) == frame.mask).all()
 
 
 def test_the_road_is_darker_at_night() -> None:
-    noon = scenes.road_frame(1, 0, hour=12.0, steering_deg=0.0)
-    night = scenes.road_frame(1, 0, hour=1.0, steering_deg=0.0)
+    noon = drawn.road_frame(1, 0, hour=12.0, steering_deg=0.0)
+    night = drawn.road_frame(1, 0, hour=1.0, steering_deg=0.0)
     assert night.mean() < 0.4 * noon.mean()
 
 

@@ -11,9 +11,9 @@ from deltalake import write_deltalake
 from typer.testing import CliRunner
 
 from pipelines.commands.root import app
-from pipelines.demo import scenes
+from pipelines.demo import drawn
+from pipelines.demo.drawn import drive
 from pipelines.demo.learn import build_vehicle_sets, torch_epoch
-from pipelines.demo.signals import drive
 from pipelines.demo.site import DemoSite
 from pipelines.demo.view import DemoCommands
 from pipelines.lake.payload import write_payload_shard
@@ -55,7 +55,7 @@ def driven_site(folder: Path, seconds: float) -> DemoSite:
     signals = {name: pa.array([state[name] for state in states]) for name in states[0]}
     write_deltalake(site.lake / "streams/vehicle_telemetry", pa.table({**keys(moments), **signals}))
     shots = moments[::10]
-    bodies = [scenes.jpeg(scenes.road_frame(7, at, hour=12.0, steering_deg=0.0)) for at in range(len(shots))]
+    bodies = [drawn.jpeg(drawn.road_frame(7, at, hour=12.0, steering_deg=0.0)) for at in range(len(shots))]
     base = keys(shots)
     shard = write_payload_shard(
         site.lake / SHARD,
@@ -66,7 +66,7 @@ def driven_site(folder: Path, seconds: float) -> DemoSite:
     )  # fmt: skip
     frames = pa.table({
         **base, "camera": ["front"] * len(shots), "label": pa.nulls(len(shots), pa.string()),
-        "width": pa.array([scenes.WIDTH] * len(shots), pa.int32()), "payload_shard": [SHARD] * len(shots),
+        "width": pa.array([drawn.WIDTH] * len(shots), pa.int32()), "payload_shard": [SHARD] * len(shots),
         "payload_row": pa.array(range(len(shots)), pa.int32()), "payload_offset": shard.offsets, "payload_length": shard.lengths,
         "payload_sha256": pa.nulls(len(shots), pa.string()),
     })  # fmt: skip
@@ -83,7 +83,7 @@ def test_frames_carry_the_telemetry_of_their_moment_and_windows_both_streams(tmp
     arrays = open_set(built.windows, "train").array_batch(np.array([0]))
     assert arrays["windows"].shape == (1, 40, 4)
     assert arrays["mask"].all()
-    assert set(arrays["windows"][0, :, 3]) == {float(scenes.WIDTH)}
+    assert set(arrays["windows"][0, :, 3]) == {float(drawn.WIDTH)}
     assert built.window_samples == len(open_set(built.windows, "train")) + len(open_set(built.windows, "test"))
 
 

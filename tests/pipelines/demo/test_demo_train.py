@@ -2,14 +2,14 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from pipelines.demo import scenes
+from pipelines.demo import drawn
 from pipelines.demo.learn import features, pixels, train
 from pipelines.errors import RefusedError
 
 
 def pictures(seed: int, count: int) -> list[tuple[bytes, str]]:
-    frames = [scenes.strip_frame(seed, index) for index in range(count)]
-    return [(scenes.jpeg(frame.pixels), frame.label) for frame in frames]
+    frames = [drawn.strip_frame(seed, index) for index in range(count)]
+    return [(drawn.jpeg(frame.pixels), frame.label) for frame in frames]
 
 
 def test_the_model_finds_defects_on_frames_it_never_saw() -> None:

@@ -132,7 +132,7 @@ def test_there_are_at_least_24_attacks() -> None:
 
 
 @pytest.mark.parametrize("attack", WRITES)
-def test_a_device_that_speaks_for_others_is_not_heard(scene: Scene, attack) -> None:
+def test_a_device_that_speaks_for_others_is_not_heard(scene: Scene, attack: str) -> None:
     attacker = scene.attacker()
     attacker.client.publish(f"{NS}/{WRITES[attack]}", EVIL, qos=1, retain=True)
     scene.own_round(attacker)
@@ -143,7 +143,7 @@ def test_a_device_that_speaks_for_others_is_not_heard(scene: Scene, attack) -> N
 
 
 @pytest.mark.parametrize("attack", READS)
-def test_a_device_that_listens_to_others_hears_nothing(scene: Scene, attack) -> None:
+def test_a_device_that_listens_to_others_hears_nothing(scene: Scene, attack: str) -> None:
     attacker = scene.attacker()
     topic = READS[attack]
     attacker.client.subscribe(topic if topic.startswith(("#", "$", NS)) else f"{NS}/{topic}", qos=1)
@@ -190,7 +190,7 @@ def test_a_device_that_deletes_what_is_kept_for_another_deletes_nothing(scene: S
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_device_that_takes_the_client_id_of_another_does_not_throw_it_out(scene: Scene, role) -> None:
+def test_a_device_that_takes_the_client_id_of_another_does_not_throw_it_out(scene: Scene, role: str) -> None:
     attacker = scene.attacker(client_id=role, must_connect=False)
     scene.honest_round()
     attacker.close()
@@ -208,7 +208,7 @@ def test_a_device_that_gives_the_name_of_another_with_a_password_is_not_heard(sc
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_device_that_was_given_a_strange_name_opens_nothing_with_it(scene: Scene, name) -> None:
+def test_a_device_that_was_given_a_strange_name_opens_nothing_with_it(scene: Scene, name: str) -> None:
     attacker = scene.attacker(name, client_id="x", must_connect=False)
     for topic in (f"{NS}/up/dev-b/telemetry", f"{NS}/reported/dev-b", f"{NS}/up/{name}/x"):
         attacker.client.publish(topic, EVIL, qos=1) if not set(topic) & set("+#") else None

@@ -103,7 +103,7 @@ def heartbeat(lake: Path, role: str) -> Any:
     ids=("its word", "a subscription", "its word's subscription"),
 )
 def test_a_bridge_without_its_rights_stops_with_the_remedy(
-    front: RefusingFront, tmp_path: Path, publishes, subscriptions, hint: str
+    front: RefusingFront, tmp_path: Path, publishes: dict[str, int], subscriptions: dict[str, int], hint: str
 ) -> None:
     front.publishes, front.subscriptions = publishes, subscriptions
     process = start_bridge(tmp_path, front.port)
@@ -239,7 +239,7 @@ def test_refusals_are_logged_once_a_minute_for_each_rule_and_counted_each_time(c
 
 
 @pytest.mark.parametrize("code", [*range(0x80, 0xA3), 0xFF])
-def test_every_refusal_has_words_and_a_next_step(code) -> None:
+def test_every_refusal_has_words_and_a_next_step(code: int) -> None:
     text = describe_reason(code)
     assert text.startswith(f"0x{code:02x} ")
     assert ": " in text

@@ -129,7 +129,7 @@ def test_counters_grow_with_the_time_and_never_go_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "9" * 30, "5 5"])
-def test_a_counter_that_cannot_be_read_is_not_guessed(tmp_path: Path, text) -> None:
+def test_a_counter_that_cannot_be_read_is_not_guessed(tmp_path: Path, text: str) -> None:
     (tmp_path / "desired.counter").write_text(text)
     with pytest.raises(CorruptLakeError, match="delete it"):
         next_counter(tmp_path, DocumentKind.DESIRED, 1)

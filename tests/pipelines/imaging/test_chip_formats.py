@@ -42,7 +42,7 @@ def cut(lake: Path, slide: SlideRef) -> ChipFile:
 
 def rows_of(lake: Path, file: ChipFile) -> list[dict[str, Any]]:
     assert file.rejection is None, file.rejection
-    return pq.read_table(lake / file.path).to_pylist()
+    return list(pq.read_table(lake / file.path).to_pylist())
 
 
 def assembled(lake: Path, rows: list[dict[str, Any]], plane: int = 0) -> np.ndarray:

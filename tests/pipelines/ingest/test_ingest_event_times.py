@@ -1,4 +1,4 @@
-"""Event times that a device could not know: corrected by the shift it sends, or given by whoever replays them."""
+"""Event times that a device could not know: corrected by the shift it sends, or given by the person who replays them."""
 
 from pathlib import Path
 from typing import Any

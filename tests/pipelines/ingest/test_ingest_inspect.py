@@ -1,4 +1,4 @@
-"""Inspect steps in a run: columns beside the others, rules that read them, and a bad picture that is committed all the same."""
+"""Inspect steps in a run: columns next to the others, rules that read them, and a bad picture that is committed all the same."""
 
 import io
 from collections.abc import Callable

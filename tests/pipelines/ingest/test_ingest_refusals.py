@@ -1,8 +1,13 @@
 """The core tells a device what it refuses of its streams, and alarms where it refuses everything."""
 
+from contextlib import closing
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
+from catchment.runtime.clock import SystemClock
+from edge_agent.spool.spool import Spool
 from pipelines.bridge.rows import LandingRow
 from pipelines.ingest.quarantine import Request, write_request
 from pipelines.lake.books import Counts
@@ -75,6 +80,32 @@ def test_a_replay_or_a_discard_ends_the_alarm(core: Core, envelope: MakeEnvelope
     loop = core.run()
     assert (alarms(core), refused(core), refused(core, "car-2")) == ([], {}, {})
     assert not loop.ledger.unbalanced()
+
+
+def test_refusals_of_several_streams_are_heard_and_end_one_by_one_over_restarts_of_both_sides(
+    core: Core, envelope: MakeEnvelope, tmp_path: Path
+) -> None:
+    def heard() -> dict[str, bool]:
+        """By a device that is started anew, from the retained receipt."""
+        with closing(Spool(tmp_path / "spool", max_bytes=64 << 20, linger_ms=0, clock=SystemClock())) as spool:
+            spool.settle(decode_receipt(core.mailbox.messages["catchment/down/car-1/receipts"])).result()
+        with closing(Spool(tmp_path / "spool", max_bytes=64 << 20, linger_ms=0, clock=SystemClock())) as spool:
+            return {stream: one.is_total for stream, one in spool.refused().items()}
+
+    frames, others = (envelope(0, count, stream=name, body=b"?") for name, count in (("camera_frame", 20), ("s1", 1)))
+    core.landing.seal([envelope(0, 12, **too_fast(12)), frames, others])
+    core.run()
+    assert heard() == {STREAM: True, "camera_frame": True, "s1": True}
+    assert alarms(core)[0].endswith("and 2 more of its streams")
+    core.landing.seal([envelope(12, 1), envelope(20, 3, stream="camera_frame", body=b"?")])
+    core.run()
+    assert heard() == {STREAM: False, "camera_frame": True, "s1": True}
+    assert alarms(core)[0].endswith("and 1 more of its streams")
+    ids = tuple(row["id"] for row in core.rows("quarantine") if row["stream"] == "camera_frame")
+    write_request(lake_at(core.root), Request("discard", ids, 1))
+    core.run()
+    assert heard() == {STREAM: False, "s1": True}
+    assert [text.split(" of ")[0] for text in alarms(core)] == ["stream s1"]
 
 
 def test_messages_without_a_stream_are_reported_to_their_device(core: Core) -> None:

@@ -1,4 +1,4 @@
-"""What the image and exif inspectors see, beside what Pillow and NumPy see."""
+"""What the image and exif inspectors see, next to what Pillow and NumPy see."""
 
 import io
 from collections.abc import Callable

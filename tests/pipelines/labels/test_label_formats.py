@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -295,3 +296,37 @@ def test_a_file_of_another_shape_is_refused(tmp_path: Path, name: str, file: str
         FORMATS[name].read(tmp_path / file if FORMATS[name].suffix else tmp_path)
     with pytest.raises(NotFoundError):
         FORMATS[name].read(tmp_path / "absent" / "x")
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_pycocotools_reads_boxes_polygons_and_masks_of_our_coco_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    coco = pytest.importorskip("pycocotools.coco", reason="make test-peers fetches it; make setup does not")
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[3:20, 5:9] = True
+    drawn = [
+        Drawn("", LabelKind.BOX, "dent", (4.0, 6.0, 10.0, 8.0)),
+        Drawn("", LabelKind.POLYGON, "crack öl", (0.0, 0.0, 20.0, 0.0, 20.0, 10.0, 0.0, 10.0)),
+        Drawn("", LabelKind.MASK, "scratch", runs_of(mask)),
+    ]
+    path = tmp_path / "labels.json"
+    FORMATS["coco"].write(path, [task(1, drawn), task(2, [])])
+    found = coco.COCO(str(path))
+    capsys.readouterr()
+    assert sorted(each["name"] for each in found.loadCats(found.getCatIds())) == ["crack öl", "dent", "scratch"]
+    by_class = {found.loadCats(each["category_id"])[0]["name"]: each for each in found.loadAnns(found.getAnnIds())}
+    assert by_class["dent"]["bbox"] == [4.0, 6.0, 10.0, 8.0]
+    assert np.array_equal(found.annToMask(by_class["scratch"]).astype(bool), mask)
+    assert found.annToMask(by_class["crack öl"]).sum() == pytest.approx(200, abs=31)
+
+
+def test_shapely_reads_our_geojson(tmp_path: Path) -> None:
+    drawn = [
+        Drawn("", LabelKind.BOX, "dent", (4.0, 6.0, 10.0, 8.0)),
+        Drawn("", LabelKind.POLYGON, "rust", (0.0, 0.0, 20.0, 0.0, 20.0, 10.0)),
+        Drawn("", LabelKind.ROTATED, "crack", (30.0, 20.0, 10.0, 4.0, 30.0)),
+    ]
+    FORMATS["geojson"].write(tmp_path / "g", [task(1, drawn)])
+    (file,) = [path for path in (tmp_path / "g").rglob("*") if path.is_file()] if (tmp_path / "g").is_dir() else [tmp_path / "g"]
+    shapes = [shapely.from_geojson(json.dumps(each["geometry"])) for each in json.loads(file.read_text())["features"]]
+    assert sorted(round(shape.area) for shape in shapes) == [40, 80, 100]
+    assert all(shape.is_valid for shape in shapes)

@@ -1,6 +1,7 @@
 """Which small files become one: neighbours, up to the targets, and only where it is worth a rewrite."""
 
 import hashlib
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -36,11 +37,13 @@ def is_small(file: Small) -> bool:
 
 def fits(group: tuple[Small, ...] | list[Small]) -> bool:
     rows, size, payload = (sum(getattr(file, field) for file in group) for field in ("rows", "bytes", "payload_bytes"))
-    return rows <= TARGET_ROWS and size <= TARGET_BYTES and payload <= TARGET_PAYLOAD_BYTES
+    return bool(rows <= TARGET_ROWS and size <= TARGET_BYTES and payload <= TARGET_PAYLOAD_BYTES)
 
 
 @given(FILES, st.integers(1, 5), st.randoms())
-def test_each_small_file_is_in_one_group_at_most_and_groups_are_as_large_as_may_be(files, min_files, random) -> None:
+def test_each_small_file_is_in_one_group_at_most_and_groups_are_as_large_as_may_be(
+    files: list[Small], min_files: int, random: Random
+) -> None:
     shuffled = list(files)
     random.shuffle(shuffled)
     groups = bins(shuffled, min_files)
@@ -72,7 +75,7 @@ def test_what_is_small_and_what_is_enough_changes_only_on_purpose() -> None:
         (Small("a", 1, 1, SMALL_PAYLOAD_BYTES), False),
     ],
 )
-def test_a_file_is_small_by_its_payload_where_it_has_one(file, small: bool) -> None:
+def test_a_file_is_small_by_its_payload_where_it_has_one(file: Small, small: bool) -> None:
     assert bins([file], 1) == ([(file,)] if small else [])
 
 

@@ -1,4 +1,4 @@
-"""The ledger as a base and what has changed since: the same as if it were kept whole, whoever reads it and whenever."""
+"""The ledger as a base and what has changed since: the same as if it were kept whole, no matter what reads it, and when."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

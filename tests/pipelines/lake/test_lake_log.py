@@ -41,7 +41,7 @@ def entries(root: Path, table: str) -> list[int]:
 def tombstones(root: Path, table: str) -> int:
     newest = [file for file in log_files(lake_at(root), table) if file.kind is LogKind.CHECKPOINT][-1]
     removes = pq.read_table(root / newest.name, columns=["remove.path"]).column(0)
-    return len(removes) - removes.null_count
+    return len(removes) - int(removes.null_count)
 
 
 def fill(root: Path, table: str, runs: range) -> None:

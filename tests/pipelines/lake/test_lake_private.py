@@ -84,7 +84,7 @@ def patterns() -> dict[str, bytes]:
 
 
 def leaks(root: Path) -> set[tuple[str, str]]:
-    """Where a canary is found, beside the rows, payloads, sets, quarantine and landing themselves."""
+    """Where a canary is found, next to the rows, payloads, sets, quarantine and landing themselves."""
     found: set[tuple[str, str]] = set()
     for path in root.rglob("*"):
         if not path.is_file():

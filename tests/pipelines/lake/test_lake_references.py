@@ -56,7 +56,7 @@ NAMES = {
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Path:
-    """A lake with one shard of payloads, and a secret beside it that links in the lake lead to."""
+    """A lake with one shard of payloads, and a secret next to it that links in the lake lead to."""
     root = tmp_path / "lake"
     (tmp_path / "secret").write_bytes(SECRET)
     keys = {"device": ["cam-1"] * 3, "epoch": [5] * 3, "seq": [1, 2, 3]}

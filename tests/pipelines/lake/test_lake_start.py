@@ -31,7 +31,7 @@ def rest(root: Path) -> None:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The tables that a start opens, beside the pointer."""
+    """The tables that a start opens, next to the pointer."""
     found: list[str] = []
 
     def watched(root: Lake, name: str) -> DeltaTable | None:

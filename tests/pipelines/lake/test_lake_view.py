@@ -1,4 +1,4 @@
-"""People and programs read rows and payloads of a lake through its view; only the modules named here open them beside it."""
+"""People and programs read rows and payloads of a lake through its view; only the modules named here open them next to it."""
 
 import ast
 from pathlib import Path

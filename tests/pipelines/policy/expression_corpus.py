@@ -1,7 +1,7 @@
 """Random expressions and hard rows: what both engines must agree on."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -123,6 +123,10 @@ class Writer:
     def __init__(self, seed: int) -> None:
         self.pick = random.Random(seed)
 
+    def drawn(self, forms: Sequence[Callable[[], str]]) -> str:
+        """The text of one of these forms."""
+        return self.pick.choice(forms)()
+
     def truths(self) -> Iterator[str]:
         while True:
             yield self.truth(self.pick.randint(1, 4))
@@ -132,7 +136,7 @@ class Writer:
         if depth <= 0:
             return p.choice(["f", "TRUE", "FALSE", "a > 0.1", "s = 'abc'", "i IS NULL", "at > '2026-01-01T00:00:00Z'"])
         n, t, b = self.number, self.text, self.truth
-        forms = [
+        forms: list[Callable[[], str]] = [
             lambda: f"{n(depth - 1)} {p.choice(['=', '<>', '<', '<=', '>', '>=', '!='])} {n(depth - 1)}",
             lambda: f"{t(depth - 1)} {p.choice(['=', '<>', '<', '<=', '>', '>='])} {t(depth - 1)}",
             lambda: f"({b(depth - 1)} AND {b(depth - 1)})",
@@ -161,14 +165,14 @@ class Writer:
             lambda: f"({b(depth - 1)}) {p.choice(['=', '<>'])} ({b(depth - 1)})",
             lambda: f"CASE WHEN {b(depth - 1)} THEN {b(depth - 1)} ELSE {b(depth - 1)} END",
         ]
-        return p.choice(forms)()
+        return self.drawn(forms)
 
     def number(self, depth: int) -> str:
         p = self.pick
         if depth <= 0:
             return p.choice(["a", "b", "i", "j", self.literal()])
         n, t, b = self.number, self.text, self.truth
-        forms = [
+        forms: list[Callable[[], str]] = [
             lambda: f"({n(depth - 1)} {p.choice('+-*/')} {n(depth - 1)})",
             lambda: f"({n(depth - 1)} {p.choice('+-*/')} {n(depth - 1)})",
             lambda: f"(- {n(depth - 1)})",
@@ -192,13 +196,13 @@ class Writer:
             lambda: f"CASE WHEN {b(depth - 1)} THEN {n(depth - 1)} {p.choice(['', 'ELSE ' + n(depth - 2)])} END",
             lambda: f"CASE {n(depth - 1)} WHEN {n(depth - 2)} THEN {n(depth - 2)} ELSE NULL END",
         ]
-        return p.choice(forms)()
+        return self.drawn(forms)
 
     def text(self, depth: int) -> str:
         p = self.pick
         if depth <= 0:
             return p.choice(["s", "t", self.quoted()])
-        return p.choice([
+        return self.drawn([
             lambda: f"{p.choice(['lower', 'upper'])}({self.text(depth - 1)})",
             lambda: f"coalesce({self.text(depth - 1)}, {self.text(depth - 1)})",
             lambda: f"{p.choice(['trim', 'ltrim', 'rtrim'])}({self.text(depth - 1)})",
@@ -213,7 +217,7 @@ class Writer:
             lambda: f"list_get(u, {p.randint(1, 3)})",
             lambda: f"CASE WHEN {self.truth(depth - 1)} THEN {self.text(depth - 1)} ELSE {self.text(depth - 1)} END",
             lambda: self.text(0),
-        ])()  # fmt: skip
+        ])  # fmt: skip
 
     def literal(self) -> str:
         return self.pick.choice(

@@ -96,7 +96,7 @@ def test_what_does_not_hang_on_the_row_still_gives_a_verdict_for_every_row(text:
     try:
         expression = compile_expression(text, COLUMNS).to_polars()
     except ExpressionError:
-        assert text.startswith("hour(")  # a time is read from text only beside a time
+        assert text.startswith("hour(")  # a time is read from text only next to a time
         return
     assert frame.select(expression).height == 5
     assert len(set(frame.select(expression).to_series().to_list())) == 1

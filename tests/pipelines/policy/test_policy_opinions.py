@@ -30,7 +30,7 @@ class Alike(corpus.Writer):
         p, n, b = self.pick, self.number, self.truth
         if depth <= 0:
             return str(p.choice(["f", "TRUE", "x > 1e-1", "s = 'abc'", "i IS NULL", "tm > '2026-01-01T00:00:00Z'"]))
-        return str(p.choice([
+        return self.drawn([
             lambda: f"{n(depth - 1)} {p.choice(['=', '<>', '<', '<=', '>', '>='])} {n(depth - 1)}",
             lambda: f"{self.text(depth - 1)} {p.choice(['=', '<>'])} {self.text(depth - 1)}",
             lambda: f"({b(depth - 1)} AND {b(depth - 1)})",
@@ -45,13 +45,13 @@ class Alike(corpus.Writer):
             lambda: f"{p.choice(['starts_with', 'ends_with', 'contains'])}({self.text(depth - 1)}, 'a')",
             lambda: f"CASE WHEN {b(depth - 1)} THEN {b(depth - 1)} ELSE {b(depth - 1)} END",
             lambda: f"coalesce({b(depth - 1)}, {b(depth - 1)})",
-        ])())  # fmt: skip
+        ])  # fmt: skip
 
     def number(self, depth: int) -> str:
         p, n = self.pick, self.number
         if depth <= 0:
             return str(p.choice(["x", "y", "i", "0e0", "1e0", "-1e0", "1e-1", "7e0", "25e-1"]))
-        return str(p.choice([
+        return self.drawn([
             lambda: f"({n(depth - 1)} {p.choice('+-*')} {n(depth - 1)})",
             lambda: f"(- {n(depth - 1)})",
             lambda: f"{p.choice(['abs', 'floor', 'ceil', 'round', 'trunc'])}({n(depth - 1)})",
@@ -60,20 +60,20 @@ class Alike(corpus.Writer):
             lambda: f"length({self.text(depth - 1)})",
             lambda: f"{p.choice(['hour', 'minute', 'second', 'day', 'month', 'year', 'quarter', 'week'])}(tm)",
             lambda: f"CASE WHEN {self.truth(depth - 1)} THEN {n(depth - 1)} ELSE {n(depth - 2)} END",
-        ])())  # fmt: skip
+        ])  # fmt: skip
 
     def text(self, depth: int) -> str:
         p = self.pick
         if depth <= 0:
             return str(p.choice(["s", "'a'", "'abc'", "''", "'ß'"]))
-        return str(p.choice([
+        return self.drawn([
             lambda: f"coalesce({self.text(depth - 1)}, {self.text(depth - 1)})",
             lambda: f"substr({self.text(depth - 1)}, {p.randint(1, 3)}, {p.randint(0, 2)})",
             lambda: f"{p.choice(['left', 'right'])}({self.text(depth - 1)}, {p.randint(0, 3)})",
             lambda: f"replace({self.text(depth - 1)}, 'b', 'x')",
             lambda: f"nullif({self.text(depth - 1)}, 'a')",
             lambda: self.text(0),
-        ])())  # fmt: skip
+        ])  # fmt: skip
 
 
 COLUMNS = {

@@ -1,4 +1,4 @@
-"""Tagging history anew: the same tags as a run gives, one new version, nothing else written, killed and undone at will."""
+"""Tagging history again: the same tags as a run gives, one new version, nothing else written, killed and undone at will."""
 
 import subprocess
 import sys

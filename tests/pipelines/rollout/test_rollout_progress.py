@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
 from pipelines.rollout.cohorts import Cohort
-from pipelines.rollout.rollouts import Rollout, RolloutProgress, RolloutStore, progress, wanted_by
+from pipelines.rollout.rollouts import Rollout, RolloutProgress, RolloutStore, order_for, progress, runs_halted, wanted_by
 from schemas.reported import ModelReport
 from schemas.rollout import Desired
 
@@ -184,3 +184,51 @@ def test_a_document_that_breaks_a_rollouts_rules_is_damaged_too(tmp_path: Path) 
     (tmp_path / "r.json").write_bytes(body)
     with pytest.raises((CorruptLakeError, RefusedError), match="halt_ratio"):
         RolloutStore(tmp_path).all()
+
+
+RAN = [ModelReport("other", 2, "active"), ModelReport("bright", 2, "active")]
+
+
+def test_a_device_that_runs_the_version_of_the_newest_rollout_well_is_ordered_nothing_once_that_is_halted() -> None:
+    old, new = rollout("old", version=1, issued_ms=9), rollout("new", state="halted", issued_ms=20)
+    assert runs_halted("a", [new, old], RAN)
+    assert order_for("a", iter([new, old]), RAN) is None
+    assert order_for("a", [msgspec.structs.replace(new, state="running"), old], RAN) == rollout("new", issued_ms=20)
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        [],
+        [ModelReport("other", 2, "active")],
+        [ModelReport("bright", 1, "active")],
+        [ModelReport("bright", 2, "refused")],
+    ],
+)
+def test_a_device_that_does_not_run_the_halted_version_well_goes_on_with_the_rollout_before(models: list[ModelReport]) -> None:
+    old, new = rollout("old", version=1, issued_ms=9), rollout("new", state="halted", issued_ms=20)
+    assert not runs_halted("a", [old, new], models)
+    assert order_for("a", [old, new], models) == old
+
+
+def test_a_halted_rollout_that_is_older_or_of_other_devices_halts_nothing() -> None:
+    halted, running = rollout("halted", state="halted", issued_ms=9), rollout("running", issued_ms=20)
+    assert order_for("a", [halted, running], RAN) == running
+    others = rollout("others", state="halted", cohort="b", issued_ms=30)
+    assert order_for("a", [running, others], RAN) == running
+    assert order_for("b", [running, others], RAN) is None
+    assert not runs_halted("a", [others], RAN)
+    assert not runs_halted("a", [], RAN)
+    assert order_for("a", [], []) is None
+
+
+def test_a_halt_is_written_once_with_its_first_reason(tmp_path: Path) -> None:
+    store = RolloutStore(tmp_path / "rollouts")
+    store.save(rollout("r"))
+    halted = store.halt("r", "too many failed")
+    assert (halted.state, halted.reason) == ("halted", "too many failed")
+    assert store.get("r") == halted
+    assert store.halt("r", "again") == halted
+    assert store.get("r") == halted
+    with pytest.raises(NotFoundError):
+        store.halt("other", "none")

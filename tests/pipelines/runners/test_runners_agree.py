@@ -1,4 +1,4 @@
-"""The same landing through every runner that runs here gives the same rows and the same files, whoever dies meanwhile."""
+"""The same landing through every runner that runs here gives the same rows and the same files, no matter what dies meanwhile."""
 
 import hashlib
 import shutil

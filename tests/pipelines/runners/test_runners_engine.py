@@ -1,6 +1,8 @@
 """Which runner is meant, and which graphs it is not given."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import pytest
@@ -20,49 +22,49 @@ from pipelines.runners.run import check_graph, dask_faults, with_prism
 class Keeps(beam.DoFn):
     STATE = ReadModifyWriteStateSpec("s", VarIntCoder())
 
-    def process(self, element, state=beam.DoFn.StateParam(STATE)):  # noqa: B008  # Beam reads it there
+    def process(self, element: Any, state: Any = beam.DoFn.StateParam(STATE)) -> Any:  # noqa: B008  # Beam reads it there
         yield element
 
 
 class Late(beam.DoFn):
-    def process(self, element):
+    def process(self, element: Any) -> Any:
         return []
 
-    def finish_bundle(self):
+    def finish_bundle(self) -> Any:
         yield window.GlobalWindows.windowed_value(1)
 
 
 class Acks(beam.DoFn):
-    def process(self, element, done=beam.DoFn.BundleFinalizerParam):
+    def process(self, element: Any, done: Any = beam.DoFn.BundleFinalizerParam) -> Any:
         yield element
 
 
-def tagged(numbers):
+def tagged(numbers: Any) -> Any:
     return numbers | beam.ParDo(lambda x: [x]).with_outputs("odd", main="even")
 
 
-def two_ends(numbers) -> None:
+def two_ends(numbers: Any) -> None:
     doubled = numbers | beam.Map(lambda x: 2 * x)
     doubled | "a" >> beam.Map(print)
     doubled | "b" >> beam.Map(print)
 
 
-WRONG = {
+WRONG: dict[str, Callable[[Any], Any]] = {
     "tagged outputs": tagged,
     "more than one consumer": two_ends,
     "2 ends": two_ends,
     "side inputs": lambda n: n | beam.Map(lambda x, s: x + s, beam.pvalue.AsSingleton(n.pipeline | "c" >> beam.Create([1]))),
     "more than one input": lambda n: (n, n.pipeline | "c" >> beam.Create([1])) | beam.Flatten(),
     "windows": lambda n: n | beam.WindowInto(window.FixedWindows(2)) | beam.Map(print),
-    "state": lambda n: n | beam.Map(lambda x: (1, x)) | beam.ParDo(Keeps()),
-    "finish_bundle": lambda n: n | beam.ParDo(Late()),
-    "bundle's end": lambda n: n | beam.ParDo(Acks()),
+    "state": lambda n: n | beam.Map(lambda x: (1, x)) | beam.ParDo(Keeps()),  # type: ignore[no-untyped-call]  # Beam gives it its constructor
+    "finish_bundle": lambda n: n | beam.ParDo(Late()),  # type: ignore[no-untyped-call]  # Beam gives it its constructor
+    "bundle's end": lambda n: n | beam.ParDo(Acks()),  # type: ignore[no-untyped-call]  # Beam gives it its constructor
     "reads with beam.io": lambda n: n.pipeline | beam.io.ReadFromParquet(__file__) | beam.Map(print),
 }
 
 
 @pytest.mark.parametrize("reason", WRONG)
-def test_a_graph_that_dask_gets_silently_wrong_is_refused_with_the_reason(reason) -> None:
+def test_a_graph_that_dask_gets_silently_wrong_is_refused_with_the_reason(reason: str) -> None:
     pipeline = beam.Pipeline(runner="FnApiRunner")
     WRONG[reason](pipeline | "numbers" >> beam.Create([1, 2, 3]))
     with pytest.raises(RefusedError, match=reason):
@@ -88,7 +90,7 @@ def test_the_graphs_of_this_project_are_such_that_every_runner_gets_them_right(t
         ({"options": ("--runner=x",)}, "before the --"),
     ],
 )
-def test_an_engine_that_cannot_be_is_refused_at_birth(arguments, reason: str) -> None:
+def test_an_engine_that_cannot_be_is_refused_at_birth(arguments: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         Engine(**arguments)
 

@@ -46,7 +46,7 @@ def test_the_line_of_an_error_that_says_what_happened_is_found() -> None:
 
 
 @pytest.mark.parametrize(("options", "value"), [(("--a=1",), "1"), (("--b", "2", "--a", "3"), "3"), (("--a",), ""), ((), "")])
-def test_an_option_is_read_in_both_of_its_forms(options, value: str) -> None:
+def test_an_option_is_read_in_both_of_its_forms(options: tuple[str, ...], value: str) -> None:
     assert Engine("direct", options).option("--a") == value
 
 

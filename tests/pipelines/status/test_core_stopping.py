@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import pytest
@@ -52,7 +53,7 @@ def start(program: str) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_process_that_is_stuck_in_a_library_ends_with_its_children(number) -> None:
+def test_a_process_that_is_stuck_in_a_library_ends_with_its_children(number: Signals) -> None:
     process = start(STUCK)
     assert process.stdout is not None
     child = int(process.stdout.readline())

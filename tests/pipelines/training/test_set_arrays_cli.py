@@ -54,6 +54,13 @@ def test_a_set_of_windows_is_planned_built_shown_and_verified(driven: Path) -> N
         RUN.invoke(set_app, ["verify", "drives", *where], catch_exceptions=False)
 
 
+def test_the_old_name_of_the_largest_gap_works_for_one_release_and_names_the_new_one(driven: Path) -> None:
+    typed = ["build", "drives", "--from", "telemetry", *WINDOWS, "--json", "--lake", str(driven)]
+    old, new = (RUN.invoke(set_app, [*typed, option, "3s"]) for option in ("--hole", "--max-gap"))
+    assert [json.loads(made.stdout)["arrays"]["windows"]["hole_s"] for made in (old, new)] == [3.0, 3.0]
+    assert ["--hole is now --max-gap" in made.stderr for made in (old, new)] == [True, False]
+
+
 def test_pictures_become_pixels_that_are_those_of_the_payload(sound: Path) -> None:
     folder = pictures(sound, PictureRule(24, 32))
     split = open_set(folder)

@@ -1,6 +1,8 @@
 """The card: what it draws of a set, that nothing of it runs or loads anything, that odd values do not end it."""
 
 import re
+import shutil
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,8 @@ def test_boxes_of_a_column_lie_over_their_pictures_in_source_pixels(lake: Path) 
     [
         (Shape("box", (1.0, 2.0, 3.0, 4.0), "a"), '<rect class="s0" x="1.0" y="2.0" width="3.0" height="4.0">'),
         (Shape("polygon", (0.0, 0.0, 5.0, 0.0, 5.0, 5.0), "a"), '<polygon class="s0" points="0.0,0.0 5.0,0.0 5.0,5.0">'),
+        (Shape("box", (5.0, 6.0, -3.0, -4.0), "a"), '<rect class="s0" x="2.0" y="2.0" width="3.0" height="4.0">'),
+        (Shape("rotated", (10.0, 20.0, 8.0, 4.0, 90.0), "a"), 'points="12.0,16.0 12.0,24.0 8.0,24.0 8.0,16.0"'),
         (Shape("polyline", (0.0, 0.0, 5.0, 1.0), "a"), '<polyline class="s0" points="0.0,0.0 5.0,1.0">'),
         (Shape("points", (4.0, 4.0), "a"), '<circle class="s0" cx="4.0" cy="4.0"'),
         (Shape("mask", (2.0, 3.0, 2.0, 2.0, 2.0), "a"), '<path class="s0" d="M1 0H2V1H1ZM1 1H2V2H1Z">'),
@@ -105,6 +109,10 @@ def test_boxes_of_a_column_lie_over_their_pictures_in_source_pixels(lake: Path) 
 )
 def test_each_kind_of_shape_is_drawn(shape: Shape, drawn: str) -> None:
     assert drawn in draw_shape(shape, 0, 60, 60)
+
+
+def test_a_rotated_box_without_an_angle_is_not_drawn() -> None:
+    assert not draw_shape(Shape("rotated", (10.0, 20.0, 8.0, 4.0), "a"), 0, 60, 60)
 
 
 @pytest.mark.parametrize("numbers", [(), (1.0, float("nan"), 2.0, 3.0), (1.0, 2.0)])
@@ -132,6 +140,7 @@ def test_labels_of_the_sets_task_are_drawn_and_their_agreement_told(lake: Path, 
     assert done.exit_code == 0, done.output
     card = (lake / "sets/frames/1/card.html").read_text()
     assert 'points="1.0,1.0 9.0,1.0 9.0,9.0"' in card
+    assert re.findall(r'<svg class=key viewBox="0 0 9 9"><rect class="s(\d)"[^>]*/></svg>dent<', card) == ["0"]
     assert "1 samples have a class in task <b>state</b>, 1 by several people" in card
     assert "came from <b>labels/state</b>, as it was at Delta version" in card
 
@@ -147,3 +156,38 @@ def test_the_page_fits_a_phone_and_a_dark_room(lake: Path) -> None:
     card = card_of(lake)
     assert "width=device-width" in card
     assert "prefers-color-scheme:dark" in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 360])
+def test_the_card_fits_a_browsers_window(lake: Path, tmp_path: Path, width: int) -> None:
+    """With Chromium, where it is installed: nothing is wider than the page, and each shape lies over its picture."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here; apt-get install chromium")
+    with_boxes(lake)
+    card = lake / "sets/frames/1/card.html"
+    card_of(lake, stratify=("label",), allow_missing=True)
+    # A window cannot be as narrow as a telephone: a frame can. Its page says how wide it is.
+    measure = (
+        "<script>addEventListener('load',()=>{const d=document.documentElement,s=[...document.querySelectorAll('.shot')];"
+        "parent.postMessage([d.scrollWidth,d.clientWidth,s.length,s.filter(e=>{const a=e.children[0].getBoundingClientRect(),"
+        "b=e.children[1].getBoundingClientRect();return Math.abs(a.width-b.width)<1&&Math.abs(a.height-b.height)<1&&a.width>60})"
+        ".length].join(),'*')})</script>"
+    )
+    (tmp_path / "page.html").write_text(card.read_text() + measure)
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        "<body><pre id=out></pre><script>onmessage=e=>{out.textContent='['+e.data+']'}</script>"
+        f"<iframe src=page.html style='width:{width}px;height:900px;border:0'></iframe>"
+    )
+    words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=5000", "--dump-dom"]
+    done = subprocess.run(
+        [browser, *words, f"--user-data-dir={tmp_path / 'profile'}", frame.as_uri()],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    found = re.search(r"\[(\d+),(\d+),(\d+),(\d+)\]", done.stdout)
+    assert found is not None, done.stdout[-500:]
+    wide, room, shots, covered = (int(each) for each in found.groups())
+    assert (wide, room) == (width, width)
+    assert shots == covered > 20

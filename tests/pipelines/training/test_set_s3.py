@@ -22,6 +22,7 @@ from pipelines.training.open import TrainingSet, open_set
 from pipelines.training.shards import ShardLimits
 from tests.fakes.s3_server import S3, served
 from tests.pipelines.training.test_set_build import built, rot
+from tests.pipelines.training.test_set_windows import built as windows_built
 from tests.plant.present import present
 
 Opened = Callable[..., TrainingSet]
@@ -249,3 +250,22 @@ def test_ranges_that_lie_near_each_other_are_one_request() -> None:
     assert merged_ranges(starts, starts + 50) == [(0, 150), (200_000, 200_050), (400_000, 400_050)]
     large = np.arange(4) * 10_000_000
     assert merged_ranges(large, large + 10_000_000) == [(at, at + 10_000_000) for at in large.tolist()]
+
+
+def test_windows_in_a_bucket_are_those_of_the_folder(
+    s3: S3, driven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chunks of a Zarr set come through the cache as shards do, and an epoch of them stops and goes on elsewhere."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3.port}")
+    folder = windows_built(driven)
+    remote = Remote(s3.config(f"sets/{tmp_path.name}"))
+    for path in folder.rglob("*"):
+        if path.is_file():
+            remote.put(str(path.relative_to(folder)), path)
+    far, here = open_set(f"s3://lake/sets/{tmp_path.name}", cache=tmp_path / "cache"), open_set(folder)
+    for name, values in here.arrays(range(len(here))).items():
+        assert np.array_equal(far.arrays(range(len(here)))[name], values, equal_nan=values.dtype.kind == "f")
+    epoch = far.numpy(7, seed=3)
+    first = [epoch[number]["index"] for number in range(3)]
+    rest = [batch["index"] for batch in here.numpy(7, epoch=epoch.state_after(3))]
+    assert sorted(np.concatenate(first + rest).tolist()) == list(range(len(here)))

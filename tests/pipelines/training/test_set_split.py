@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from pipelines.errors import RefusedError
 from pipelines.training.manifest import SplitRule
+from pipelines.training.near_duplicates import NO_GROUP
 from pipelines.training.permutation import Permutation
-from pipelines.training.split import EarlierSplits, group_unit, plan_splits, shard_bounds, shuffled_rows
+from pipelines.training.split import EarlierSplits, alike_groups, group_unit, plan_splits, shard_bounds, shuffled_rows
 
 TEXTS = st.one_of(st.none(), st.text("abé\x1f", max_size=3))
 
@@ -108,6 +109,43 @@ def test_a_group_that_was_assigned_never_changes_split(seed: int) -> None:
     second = plan_splits(more, rule, seed + 1, earlier)
     assert second.splits[: len(first.splits)].tolist() == first.splits.tolist()
     assert (second.kept_groups, len(second.groups)) == (40, 42)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(-1, 3)), max_size=12))
+def test_groups_are_alike_that_share_a_group_of_near_duplicates(rows: list[tuple[int, int]]) -> None:
+    of_row = np.array([group for group, _ in rows], np.int64)
+    near = np.array([NO_GROUP if kind < 0 else kind for _, kind in rows], np.int64)
+    found = {(int(left), int(right)) for left, right in zip(*alike_groups(of_row, near), strict=True)}
+    share = {(left, right) for left, kind in rows for right, other in rows if kind == other >= 0}
+    assert found <= share
+    reach = {group: {group} for group, _ in rows}
+    for left, right in [*found] * len(rows):
+        both = reach[left] | reach[right]
+        for group in both:
+            reach[group] = reach[group] | both
+    assert all(right in reach[left] for left, right in share)
+
+
+def test_groups_with_near_duplicates_go_to_one_split_and_are_counted() -> None:
+    rows = pa.table({"part": [f"p{at // 5:02d}" for at in range(200)]})
+    near = np.full(200, NO_GROUP, np.int64)
+    near[4:199:10] = near[5:200:10] = np.arange(20)  # the last row of each even part is like the first of the next one
+    plan = plan_splits(rows, rule_of("part"), 3, near=near)
+    assert plan.splits[4:199:10].tolist() == plan.splits[5:200:10].tolist()
+    assert (plan.joined_groups, plan.torn_groups, plan.kept_groups) == (20, 0, 0)
+    assert set(plan.groups["rows"].to_pylist()) == {5}
+
+
+def test_near_duplicates_follow_the_split_a_group_had_and_stay_torn_where_two_had_theirs() -> None:
+    names = pa.array(["1:a", "1:b"])
+    rows = pa.table({"part": ["a", "b", "c"]})
+    assert plan_splits(rows, rule_of("part"), 0).groups["group"].to_pylist()[:2] == names.to_pylist()
+    for first, second in ((0, 2), (2, 0)):
+        earlier = EarlierSplits(names, np.array([first, second], np.int64))
+        follows = plan_splits(rows, rule_of("part"), 0, earlier, near=np.array([NO_GROUP, 4, 4], np.int64))
+        assert (follows.splits.tolist(), follows.torn_groups) == ([first, second, second], 0)
+        torn = plan_splits(rows, rule_of("part"), 0, earlier, near=np.array([4, 4, 4], np.int64))
+        assert (torn.splits.tolist(), torn.torn_groups) == ([first, second, first], 1)
 
 
 def test_a_class_that_too_few_groups_hold_is_named_for_the_splits_that_lack_it() -> None:

@@ -132,12 +132,12 @@ def plain_value(times: np.ndarray, numbers: np.ndarray, at: float, step: float, 
         inside = [numbers[i] for i in range(len(times)) if at - slack <= times[i] < at + step - slack]
         return float(np.mean(inside)) if inside else None
     if rule.resample is Resample.PREVIOUS:
-        return numbers[before[-1]] if back <= hole else None
+        return float(numbers[before[-1]]) if back <= hole else None
     if rule.resample is Resample.NEAREST:
         near = before[-1] if back <= ahead + slack and before else after[0]
         return numbers[near] if min(back, ahead) <= hole else None
     if abs(back) <= slack:
-        return numbers[before[-1]]
+        return float(numbers[before[-1]])
     if not before or not after or back + ahead > hole:
         return None
     return float(np.interp(at, times, numbers))

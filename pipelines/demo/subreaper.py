@@ -1,8 +1,8 @@
-"""Holds one program so that nothing of it outlives the demo: `python -m pipelines.demo.leash PARENT_PID GRACE_S PROGRAM ...`.
+"""Holds one program so that nothing of it outlives the demo: `python -m pipelines.demo.subreaper PARENT_PID GRACE_S PROGRAM ...`.
 
-The leash is the program's parent and the "subreaper" of everything below it: a grandchild whose parent dies becomes the
-leash's own child, so none can slip away. It ends them all when the program ends, when it is told to (SIGTERM), and when
-the demo itself is gone, even by SIGKILL. Should the leash be killed, the kernel kills the program (PR_SET_PDEATHSIG).
+The subreaper is the program's parent. To the kernel it is the "child subreaper" of everything below it: a grandchild whose
+parent dies becomes its own child, so none can slip away. It ends them all when the program ends, when it gets SIGTERM, and
+when the demo itself is gone, even by SIGKILL. Should it be killed, the kernel kills the program (PR_SET_PDEATHSIG).
 """
 
 import ctypes
