@@ -96,8 +96,7 @@ def rows_by_device(
         ]
         # In the order of their names, so that rows of one device and time lie as in a table sorted by its key.
         for stream in sorted(pinned):
-            found = _batches(lake, query, stream, pinned[stream], [name for name in wanted if name != "stream"])
-            for batch in found:
+            for batch in _batches(lake, query, stream, pinned[stream], [name for name in wanted if name != "stream"]):
                 _spread(_conform(batch, stream, schema), devices, file_of, writers)
     return DeviceFiles(paths, schema, full, tuple(sources))
 
@@ -124,10 +123,10 @@ def _files_of(counts: Collection[dict[str | None, int]], file_rows: int) -> tupl
         for device, rows in each.items():
             total[device] = total.get(device, 0) + rows
     named = sorted(device for device in total if device is not None)
-    rows = np.array([*(total[device] for device in named), *((total[None],) if None in total else ())], np.int64)
-    most = max(file_rows, -(-int(rows.sum()) // _MAX_FILES))
-    numbers, held, number = np.zeros(len(rows), np.int64), 0, 0
-    for at, count in enumerate(rows.tolist()):
+    counted = [*(total[device] for device in named), *((total[None],) if None in total else ())]
+    most = max(file_rows, -(-sum(counted) // _MAX_FILES))
+    numbers, held, number = np.zeros(len(counted), np.int64), 0, 0
+    for at, count in enumerate(counted):
         if held and held + count > most:
             held, number = 0, number + 1
         numbers[at] = number

@@ -4,6 +4,7 @@ import hashlib
 import io
 import pickle
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -24,14 +25,15 @@ from hypothesis import strategies as st
 
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.lake import lake_at
-from pipelines.training import set_files, window_draft
+from pipelines.training import set_files
 from pipelines.training.array_reader import ArraySample
 from pipelines.training.array_rules import LabelRule, Resample, WindowRule
 from pipelines.training.build import BuildOptions, build_set, draft_set
+from pipelines.training.device_rows import DeviceFiles
 from pipelines.training.manifest import Manifest
 from pipelines.training.open import TrainingSet, open_set
 from pipelines.training.sample import Sample
-from pipelines.training.windows import WindowPlan, plan_windows, resample_blocks
+from pipelines.training.windows import plan_windows, resample_blocks
 from tests.pipelines.training.conftest import START, drive
 from tests.plant.present import present
 
@@ -362,13 +364,14 @@ def test_windows_of_a_few_devices_at_a_time_are_those_of_all_at_once(driven: Pat
         pa.concat_tables([late, drive("car-2", [100.0, 110.0], epoch=1, first_seq=900, speed=[1.0, 2.0])]),
     )
     held: list[int] = []
-    plan = window_draft.plan_windows
+    tables = DeviceFiles.tables
 
-    def counted(rows: pa.Table, rule: WindowRule, carried: tuple[str, ...]) -> WindowPlan:
-        held.append(len(rows))
-        return plan(rows, rule, carried)
+    def counted(files: DeviceFiles) -> Iterator[pa.Table]:
+        for rows in tables(files):
+            held.append(len(rows))
+            yield rows
 
-    monkeypatch.setattr(window_draft, "plan_windows", counted)
+    monkeypatch.setattr(DeviceFiles, "tables", counted)
 
     def built_of(name: str, held_rows: int) -> Manifest:
         options = BuildOptions(split=HALVES, arrays=RULE, held_rows=held_rows)
