@@ -24,7 +24,7 @@ from pipelines.training.array_rules import WindowRule
 from pipelines.training.build import BuildOptions, build_set
 from pipelines.training.open import open_set
 from pipelines.training.shards import Progress
-from pipelines.training.windows import plan_windows
+from pipelines.training.window_draft import GridFiles, draft_windows
 from pipelines.training.zarr_set import write_windows
 
 RATE_HZ = 50
@@ -50,7 +50,7 @@ def rows_of(devices: int, seconds: int) -> pa.Table:
 def ours(folder: Path, rows: pa.Table) -> tuple[int, dict[str, float]]:
     rule = WindowRule(2.0, 1.0, RATE_HZ, CHANNELS)
     began = time.perf_counter()
-    plan = plan_windows(rows, rule)
+    plan = draft_windows([rows], rule, (), GridFiles.beneath(folder, "grid-"))
     planned = time.perf_counter()
     order = np.random.default_rng(2).permutation(len(plan.first))
     write_windows(folder, plan, [("train", order)], Progress())

@@ -101,7 +101,7 @@ def plan(context: typer.Context, name: SetName, chosen: DraftOptions, typed: arr
     options = chosen.build_options(typed)
     found = lake_from(chosen.lake, chosen.config)
     if not _is_spec(name) and options.arrays is not None:
-        draft = draft_set(found, name, chosen.streams, chosen.where, seed=chosen.seed, options=options)
+        draft = draft_set(found, name, chosen.streams, chosen.where, seed=chosen.seed, options=options, with_values=False)
         _show_plan(draft, as_json=chosen.as_json)
         return
     wish, terms = _wish_and_terms(context, name, chosen, options)

@@ -11,11 +11,11 @@ from pipelines.lake.lake import Lake
 from pipelines.training.array_rules import PictureRule, WindowRule
 from pipelines.training.manifest import LeftOut
 from pipelines.training.shards import REFERENCE_COLUMNS, Progress
-from pipelines.training.windows import WindowPlan, plan_windows
+from pipelines.training.window_draft import WindowDraft
 from pipelines.training.zarr_set import WrittenArrays, write_pictures, write_windows
 
 ArrayRule = WindowRule | PictureRule
-ArraySource = WindowPlan | PictureRule
+ArraySource = WindowDraft | PictureRule
 # The number of a window in the plan; it goes with the row until the arrays are written.
 ARRAY_ROW = "window_number"
 _NO_CLASS_COLUMN = frozenset({"device", "epoch", "stream", "seq", "event_time", "tags", "tag_rules"})
@@ -35,24 +35,21 @@ class ArrayDraft:
         return groups if isinstance(self.source, PictureRule) else None
 
 
-def draft_arrays(rows: pa.Table, rule: ArrayRule, group: tuple[str, ...], stratify: tuple[str, ...]) -> ArrayDraft:
-    """Turn selected rows into one row for each sample.
-
-    Args:
-        rows: the selected rows, for pixels those with a payload.
-        rule: windows or pixels.
-        group: columns that splits group by; no window crosses a change of one.
-        stratify: columns of classes; likewise, but for the label.
-
-    Raises:
-        RefusedError: the rows cannot give such samples.
-    """
-    if isinstance(rule, PictureRule):
-        return ArrayDraft(rows, (), rule, 0.0)
+def carried_columns(rule: WindowRule, group: tuple[str, ...], stratify: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns in which a window has one value: what splits group by, and classes but for the label."""
     carried = tuple(name for name in dict.fromkeys((*group, *stratify)) if name not in {rule.label, *_NO_CLASS_COLUMN})
-    plan = plan_windows(rows, rule, (*carried, *(("stream",) if "stream" in group else ())))
-    keys = plan.keys.append_column(ARRAY_ROW, pa.array(np.arange(len(plan.first), dtype=np.int64)))
-    return ArrayDraft(keys, plan.left_out, plan, rule.window_s)
+    return (*carried, *(("stream",) if "stream" in group else ()))
+
+
+def draft_of_windows(windows: WindowDraft) -> ArrayDraft:
+    """A row for each window."""
+    keys = windows.keys.append_column(ARRAY_ROW, pa.array(np.arange(len(windows.first), dtype=np.int64)))
+    return ArrayDraft(keys, windows.left_out, windows, windows.rule.window_s)
+
+
+def draft_of_pictures(rows: pa.Table, rule: PictureRule) -> ArrayDraft:
+    """A row for each picture; `rows` have a payload."""
+    return ArrayDraft(rows, (), rule, 0.0)
 
 
 def write_arrays(

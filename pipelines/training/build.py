@@ -3,7 +3,9 @@
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 
@@ -15,14 +17,25 @@ import pyarrow.compute as pc
 from catchment.runtime.clock import Clock, SystemClock
 from pipelines.errors import RefusedError
 from pipelines.lake.lake import Lake
-from pipelines.lake.layout import SET_DRAFT
+from pipelines.lake.layout import SET_DRAFT, SETS
+from pipelines.lake.workplace import scratch
 from pipelines.runners.engine import Engine
-from pipelines.training.array_draft import ARRAY_ROW, ArrayRule, ArraySource, draft_arrays, write_arrays
-from pipelines.training.array_rules import PictureRule
+from pipelines.training.array_draft import (
+    ARRAY_ROW,
+    ArrayDraft,
+    ArrayRule,
+    ArraySource,
+    carried_columns,
+    draft_of_pictures,
+    draft_of_windows,
+    write_arrays,
+)
+from pipelines.training.array_rules import WindowRule
 from pipelines.training.assemble import GROUP_COLUMN
 from pipelines.training.building.plan import SplitFacts, check_coverage, reassign_notes, split_notes
 from pipelines.training.building.recipe import Wish
 from pipelines.training.building.versions import Terms, build_version
+from pipelines.training.device_rows import FILE_ROWS, RowQuery, rows_by_device
 from pipelines.training.grouping import neighbours_elsewhere
 from pipelines.training.line import line_of, write_groups
 from pipelines.training.manifest import (
@@ -40,6 +53,8 @@ from pipelines.training.select import Compiler, policy_compiler, select_rows
 from pipelines.training.shards import REFERENCE_COLUMNS, Progress, ShardLimits, write_tabular_split
 from pipelines.training.spec import SetSpec, SourceSpec, parse_duration_s
 from pipelines.training.split import LEFT_OUT, Int64s, SplitPlan, plan_splits, shuffled_rows
+from pipelines.training.window_draft import GridFiles, WindowDraft, draft_windows
+from pipelines.training.windows import window_columns
 
 DEFAULT_SPLIT: Mapping[str, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}
 _MIB = 1024 * 1024
@@ -52,7 +67,8 @@ class BuildOptions:
 
     `stratify`: columns of classes; each must stand in every split unless `allow_missing`. Empty: the tags, which are balanced
     as far as groups allow. `reassign`: place all groups again instead of keeping those of the version before. `arrays`: build a
-    set of Zarr arrays, windows or pixels, in this process and in memory; None: of Parquet alone, on `engine`.
+    set of Zarr arrays, windows or pixels, in this process; None: of Parquet alone, on `engine`. `held_rows`: windows are cut from
+    about so many rows at a time, and of one device at least.
     """
 
     split: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_SPLIT))
@@ -69,6 +85,7 @@ class BuildOptions:
     compiler: Compiler = policy_compiler
     arrays: ArrayRule | None = None
     engine: Engine = field(default_factory=Engine)
+    held_rows: int = FILE_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,81 +237,118 @@ def write_set(
         RefusedError: a split would lack a class, or a payload is too large.
         CorruptLakeError: the lake lacks a file that a row refers to.
     """
-    draft.check(options.allow_missing)
-    rule, splits = draft.rule, draft.plan.splits
-    home = lake.root / "sets" / draft.name
-    folder = _fresh_folder(home)
+    home = lake.root / SETS / draft.name
     try:
-        parts = [
-            (split, shuffled_rows(draft.rows, splits, number, draft.seed)) for number, (split, _) in enumerate(rule.fractions)
-        ]
-        parts, arrays = write_arrays(lake, folder, draft.arrays, parts, progress or Progress())
-        shards = [
-            entry for split, part in parts for entry in write_tabular_split(folder, split, part, options.limits, Progress())
-        ]
-        manifest = Manifest(
-            name=draft.name,
-            version=0,
-            created_ms=(clock or SystemClock()).now_ms(),
-            code_version=distribution_version("catchment"),
-            sources=draft.sources,
-            where=draft.where,
-            seed=draft.seed,
-            split=rule,
-            columns=_columns(draft.rows),
-            has_payload=False,
-            shards=tuple(shards),
-            tags=_tag_counts(draft.rows, splits, rule),
-            policies=_policies(draft.rows),
-            left_out=draft.left_out,
-            groups=write_groups(folder, draft.plan.groups),
-            coverage=draft.plan.coverage,
-            line=draft.line,
-            notes=draft.notes,
-            arrays=arrays.part,
-            array_files=arrays.files,
-        )
-        return publish(lake, home, folder, manifest)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        draft.check(options.allow_missing)
+        folder = _fresh_folder(home)
+        try:
+            manifest = _written(lake, folder, draft, options, progress or Progress(), (clock or SystemClock()).now_ms())
+            return publish(lake, home, folder, manifest)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    finally:
+        _forget(draft.arrays.grid if isinstance(draft.arrays, WindowDraft) else None)
+
+
+def _written(lake: Lake, folder: Path, draft: SetDraft, options: BuildOptions, progress: Progress, created_ms: int) -> Manifest:
+    """Write the files of a draft; the manifest that names them."""
+    rule, splits = draft.rule, draft.plan.splits
+    parts = [(split, shuffled_rows(draft.rows, splits, number, draft.seed)) for number, (split, _) in enumerate(rule.fractions)]
+    parts, arrays = write_arrays(lake, folder, draft.arrays, parts, progress)
+    shards = [entry for split, part in parts for entry in write_tabular_split(folder, split, part, options.limits, Progress())]
+    return Manifest(
+        name=draft.name,
+        version=0,
+        created_ms=created_ms,
+        code_version=distribution_version("catchment"),
+        sources=draft.sources,
+        where=draft.where,
+        seed=draft.seed,
+        split=rule,
+        columns=_columns(draft.rows),
+        has_payload=False,
+        shards=tuple(shards),
+        tags=_tag_counts(draft.rows, splits, rule),
+        policies=_policies(draft.rows),
+        left_out=draft.left_out,
+        groups=write_groups(folder, draft.plan.groups),
+        coverage=draft.plan.coverage,
+        line=draft.line,
+        notes=draft.notes,
+        arrays=arrays.part,
+        array_files=arrays.files,
+    )
 
 
 def draft_set(
-    lake: Lake, name: str, streams: tuple[str, ...], where: str = "", *, seed: int = 0, options: BuildOptions | None = None
+    lake: Lake,
+    name: str,
+    streams: tuple[str, ...],
+    where: str = "",
+    *,
+    seed: int = 0,
+    options: BuildOptions | None = None,
+    with_values: bool = True,
 ) -> SetDraft:
-    """Select the rows of the next version of a set of arrays and plan its splits. Writes nothing.
+    """Select the rows of the next version of a set of arrays and plan its splits. Writes nothing that stays.
 
-    Args and errors are those of `build_set`.
+    Args and errors are those of `build_set`; `with_values`: whether the draft is to be written, and not only looked at.
     """
     options = options or BuildOptions()
     checked_set_name(name)
     if not streams:
         raise RefusedError("give at least one stream to build a set from")
     names = (*(options.columns or ()), *options.group, *options.stratify)
+    query = RowQuery(streams, where, options.versions, options.compiler, names)
+    if isinstance(options.arrays, WindowRule):
+        grid = GridFiles.beneath(lake.root / SETS / name, f"{SET_DRAFT}windows-") if with_values else None
+        try:
+            return draft_of(lake, name, _windows(lake, query, options, options.arrays, grid), seed, options)
+        except BaseException:
+            _forget(grid)
+            raise
+    assert options.arrays is not None
     selection = select_rows(lake, streams, where, options.versions, options.compiler, names)
-    rows, left_out = usable_rows(selection.rows, is_wanted=isinstance(options.arrays, PictureRule))
-    return draft_of(lake, name, Chosen(rows, selection.sources, left_out, where), seed, options)
+    rows, left_out = usable_rows(selection.rows, is_wanted=True)
+    return draft_of(
+        lake, name, Chosen(draft_of_pictures(rows, options.arrays), selection.sources, left_out, where), seed, options
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The rows that a set is to hold and where they came from."""
+    """The samples that a set is to hold and where they came from."""
 
-    rows: pa.Table
+    drafted: ArrayDraft
     sources: tuple[Source, ...]
     left_out: tuple[LeftOut, ...]
     where: str
 
 
+def _windows(lake: Lake, query: RowQuery, options: BuildOptions, rule: WindowRule, grid: GridFiles | None) -> Chosen:
+    """Cut the windows of the rows of a few devices at a time."""
+    carried = carried_columns(rule, options.group, options.stratify)
+    with scratch(lake.root, "set-windows") as folder:
+        files = rows_by_device(lake, folder, query, partial(window_columns, rule=rule, carried=carried), options.held_rows)
+        windows = draft_windows(files.tables(), rule, carried, grid)
+    return Chosen(draft_of_windows(windows), files.sources, (), query.where)
+
+
+def _forget(grid: GridFiles | None) -> None:
+    if grid is not None:
+        grid.remove()
+        with suppress(OSError):  # there are versions, or others are at work
+            grid.folder.parent.rmdir()
+
+
 def draft_of(lake: Lake, name: str, chosen: Chosen, seed: int, options: BuildOptions) -> SetDraft:
-    """Cut chosen rows into the samples of a set of arrays, and plan their splits.
+    """Plan the splits of the samples of a set of arrays.
 
     Raises:
         RefusedError: there are none, or a split or column does not fit.
     """
-    assert options.arrays is not None
-    drafted = draft_arrays(chosen.rows, options.arrays, options.group, options.stratify)
+    drafted = chosen.drafted
     rows, left_out = drafted.rows, (*chosen.left_out, *drafted.left_out)
     if not len(rows):
         streams = ", ".join(source.stream for source in chosen.sources)

@@ -30,6 +30,7 @@ _SERIES = ("device", "epoch")
 _FACTS = ("stream", "device", "epoch", "seq")
 _TAGS = ("tags", "tag_rules")
 MAX_WINDOWS = 1_000_000_000
+_RUN_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def plan_windows(rows: pa.Table, rule: WindowRule, carried: tuple[str, ...] = ()
         RefusedError: a column is missing or holds no numbers, or there are too many windows.
     """
     _check_columns(rows, rule, carried)
-    timed, time_us, is_change = _in_order(rows.select(_needed(rows, rule, carried)), carried)
+    timed, time_us, is_change = _in_order(rows.select(_needed(rows.schema, rule, carried)), carried)
     stretches = _stretches(time_us, is_change, rule)
     total = int(stretches.windows.sum())
     if total > MAX_WINDOWS:
@@ -310,10 +311,20 @@ def _check_columns(rows: pa.Table, rule: WindowRule, carried: tuple[str, ...]) -
             raise RefusedError(f"windows: column {name} holds {rows.schema.field(name).type}; name a column of plain values")
 
 
-def _needed(rows: pa.Table, rule: WindowRule, carried: tuple[str, ...]) -> list[str]:
+def window_columns(schema: pa.Schema, rule: WindowRule, carried: tuple[str, ...]) -> list[str]:
+    """The columns that windows are made of.
+
+    Raises:
+        RefusedError: a column is missing or holds no numbers.
+    """
+    _check_columns(schema.empty_table(), rule, carried)
+    return _needed(schema, rule, carried)
+
+
+def _needed(schema: pa.Schema, rule: WindowRule, carried: tuple[str, ...]) -> list[str]:
     channels = (rule.signal_column, rule.value_column) if rule.signal_column else rule.columns
     wanted = {*_FACTS, _TIME, *carried, *channels, rule.label, *_TAGS}
-    return [name for name in rows.schema.names if name in wanted]
+    return [name for name in schema.names if name in wanted]
 
 
 def _in_order(rows: pa.Table, carried: tuple[str, ...]) -> tuple[pa.Table, Int64s, Bools]:
@@ -339,7 +350,17 @@ def _ranks(column: pa.ChunkedArray) -> Int64s:
     """Numbers that compare as the values do; a null comes last."""
     if pa.types.is_int64(column.type) and not column.null_count:
         return np.asarray(column.to_numpy(), np.int64)
-    codes = column.combine_chunks().dictionary_encode()
+    whole = column.combine_chunks()
+    if pa.types.is_string(column.type) and len(whole):
+        runs = pc.run_end_encode(whole)
+        # Rows mostly come device after device; then few values are looked at.
+        if _RUN_ROWS * len(runs.values) < len(whole):
+            return np.repeat(_ranks_of(runs.values), np.diff(runs.run_ends.to_numpy(), prepend=0))
+    return _ranks_of(whole)
+
+
+def _ranks_of(values: pa.Array) -> Int64s:
+    codes = values.dictionary_encode()
     order = np.asarray(pc.sort_indices(codes.dictionary).to_numpy(), np.int64)
     rank = np.empty(len(order) + 1, np.int64)
     rank[order] = np.arange(len(order))

@@ -3,7 +3,6 @@
 The inner codecs are bytes and CRC32C alone, so a sample lies at a place that follows from its number, and one pread reads it.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,13 +26,13 @@ from pipelines.lake.reference import sample_label
 from pipelines.training.array_rules import ArrayEntry, ArrayPart, PictureRule
 from pipelines.training.manifest import FileEntry
 from pipelines.training.shards import NAMED_BY, Progress, file_entry
-from pipelines.training.windows import WindowPlan, gather, resample_blocks
+from pipelines.training.window_draft import WindowDraft
+from pipelines.training.windows import gather
 
 Int64s = npt.NDArray[np.int64]
 SHARD_BYTES = 64 * 1024 * 1024
 MAX_SHARD_SAMPLES = 1 << 20
 _CHUNK_BYTES = 16 * 1024
-_GRID_BLOCK_STEPS = 1 << 18
 _MAX_PIXELS = 200_000_000
 _READ_THREADS = 4
 # One thread: with several, the chunks of a shard lie in the order in which they were ready, and no two builds are alike.
@@ -67,18 +66,18 @@ class WrittenArrays:
 
 
 def write_windows(
-    folder: Path, plan: WindowPlan, members: list[tuple[str, Int64s]], progress: Progress, shard_bytes: int = SHARD_BYTES
+    folder: Path, windows: WindowDraft, members: list[tuple[str, Int64s]], progress: Progress, shard_bytes: int = SHARD_BYTES
 ) -> WrittenArrays:
     """Write the windows of each split as the arrays `windows` and `mask`.
 
     Args:
         folder: of the set.
-        plan: the windows.
+        windows: with the files of their values.
         members: the name of each split and the numbers of its windows, in the order in which they are to lie.
         progress: is told each shard.
         shard_bytes: about how large a file may become; as much is held in memory, a few times over.
     """
-    rule = plan.rule
+    rule = windows.rule
     shape, dimensions = (rule.steps, len(rule.columns)), ("window", "step", "channel")
     forms = (
         ArrayForm("windows", "float32", shape, dimensions, float("nan")),
@@ -87,12 +86,12 @@ def write_windows(
     notes = {"channels": list(rule.columns), "rate_hz": rule.rate_hz, "resample": str(rule.resample), "hole_s": rule.hole_s}
     writer = _ArrayWriter(folder, forms, notes, shard_bytes)
     holes = 0
-    with tempfile.TemporaryDirectory(prefix=".grid-", dir=folder) as scratch:
-        grids = _grids(plan, Path(scratch))
-        for split, numbers in members:
-            for block in writer.write(split, len(numbers), partial(_windows, grids, plan.first[numbers], rule.steps)):
-                holes += int(block["mask"].size - np.count_nonzero(block["mask"]))
-                progress.wrote(len(block["mask"]))
+    assert windows.grid is not None
+    grids = windows.grid.mapped(windows.steps, len(rule.columns))
+    for split, numbers in members:
+        for block in writer.write(split, len(numbers), partial(_windows, grids, windows.first[numbers], rule.steps)):
+            holes += int(block["mask"].size - np.count_nonzero(block["mask"]))
+            progress.wrote(len(block["mask"]))
     cells = sum(len(numbers) for _, numbers in members) * shape[0] * shape[1]
     part = ArrayPart(tuple(writer.entries), windows=rule, hole_share=holes / cells if cells else 0.0)
     return WrittenArrays(part, tuple(writer.files))
@@ -191,18 +190,6 @@ def _create(store: Path, form: ArrayForm, count: int, chunk: int, shard: int) ->
 
 def _windows(grids: dict[str, npt.NDArray[Any]], first: Int64s, steps: int, part: slice) -> dict[str, npt.NDArray[Any]]:
     return {name: gather(grid, first[part], steps) for name, grid in grids.items()}
-
-
-def _grids(plan: WindowPlan, scratch: Path) -> dict[str, npt.NDArray[Any]]:
-    """Values and holes on the grid, in files that are mapped: the kernel writes to the disk what memory cannot hold."""
-    shape = (plan.stretches.grid_steps, len(plan.rule.columns))
-    if not shape[0]:
-        return {"windows": np.zeros(shape, np.float32), "mask": np.zeros(shape, bool)}
-    values = np.memmap(scratch / "values", np.float32, "w+", shape=shape)
-    mask = np.memmap(scratch / "mask", np.bool_, "w+", shape=shape)
-    for part, numbers, there in resample_blocks(plan, _GRID_BLOCK_STEPS):
-        values[part], mask[part] = numbers, there
-    return {"windows": values, "mask": mask}
 
 
 def _pixels(lake: Lake, whole: pa.Table, rule: PictureRule, part: slice) -> dict[str, npt.NDArray[Any]]:

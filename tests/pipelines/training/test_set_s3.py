@@ -11,14 +11,19 @@ import numpy as np
 import pytest
 
 from pipelines.errors import CorruptLakeError, NotFoundError, RetryLaterError
-from pipelines.lake.remote import Remote
+from pipelines.lake.lake import lake_at
+from pipelines.lake.remote import Remote, bind
+from pipelines.training.array_reader import ArraySample
+from pipelines.training.array_rules import WindowRule
 from pipelines.training.bucket_files import merged_ranges
+from pipelines.training.build import BuildOptions, build_set
 from pipelines.training.manifest import load_manifest
 from pipelines.training.open import TrainingSet, open_set
 from pipelines.training.shards import ShardLimits
 from tests.fakes.s3_server import S3, served
 from tests.pipelines.training.test_set_build import built, rot
 from tests.pipelines.training.test_set_windows import built as windows_built
+from tests.plant.present import present
 
 Opened = Callable[..., TrainingSet]
 
@@ -39,12 +44,17 @@ def folder(lake: Path) -> Path:
 def opened(s3: S3, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opened:
     """Opens the set as it lies in the bucket."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3.port}")
-    name = f"sets/{tmp_path.name}"
+    return in_bucket(s3, folder, tmp_path)
+
+
+def in_bucket(s3: S3, folder: Path, cache: Path) -> Opened:
+    """Brings a set to the bucket; opens it there."""
+    name = f"sets/{cache.name}"
     remote = Remote(s3.config(name))
     for path in folder.rglob("*"):
         if path.is_file():
             remote.put(str(path.relative_to(folder)), path)
-    return lambda **options: open_set(f"s3://lake/{name}", **{"cache": tmp_path / "cache", **options})
+    return lambda **options: open_set(f"s3://lake/{name}", **{"cache": cache / "cache", **options})
 
 
 def shard_gets(s3: S3) -> int:
@@ -63,6 +73,62 @@ def test_a_set_in_a_bucket_has_the_samples_of_the_one_in_a_folder(opened: Opened
     assert far.to_arrow() == here.to_arrow()
     assert far.to_arrow(["payload", "seq"]) == here.to_arrow(["payload", "seq"])
     assert far.verify() == here.verify()
+
+
+def test_a_set_of_arrays_in_a_bucket_has_the_windows_of_the_one_in_a_folder(
+    driven: Path, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sample by sample, in batches, and as Dask and xarray open it; a shard that rots in the bucket is noticed."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3.port}")
+    options = BuildOptions({"train": 1.0}, arrays=WindowRule(2.0, 1.0, 10.0, ("speed", "yaw")))
+    manifest = build_set(lake_at(driven), "drives", ("telemetry",), options=options)
+    folder = driven / "sets/drives/1"
+    far, here = in_bucket(s3, folder, tmp_path)(), open_set(folder, "train")
+    assert len(far) == len(here) == manifest.rows > 100
+    for one, other in zip(far, here, strict=True):
+        assert isinstance(one, ArraySample)
+        assert isinstance(other, ArraySample)
+        assert np.array_equal(one.array, other.array, equal_nan=True)
+        assert np.array_equal(present(one.mask), present(other.mask))
+        assert one.columns == other.columns
+    for batch, same in zip(far.numpy(16, seed=3), here.numpy(16, seed=3), strict=True):
+        assert batch.keys() == same.keys()
+        assert np.array_equal(batch["windows"], same["windows"], equal_nan=True)
+    assert far.verify() == here.verify()
+    assert np.array_equal(far.to_dask().compute(), here.to_dask().compute(), equal_nan=True)
+    shard = next(each for each in manifest.array_files if each.rows)
+    rotten = tmp_path / "rotten"
+    body = bytearray((folder / shard.path).read_bytes())
+    body[100] ^= 1
+    rotten.write_bytes(body)
+    Remote(s3.config(f"sets/{tmp_path.name}")).put(shard.path, rotten)
+    with pytest.raises(CorruptLakeError):
+        list(in_bucket_again(tmp_path))
+
+
+def test_a_set_of_arrays_is_built_into_a_bucket_and_opened_there(
+    driven: Path, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a machine whose working copy is empty; another one finds every file in the bucket."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3.port}")
+    config = s3.config(f"lakes/{tmp_path.name}")
+    for path in driven.rglob("*"):
+        if path.is_file():
+            Remote(config).put(str(path.relative_to(driven)), path)
+    bind(tmp_path / "working", config)
+    rule = WindowRule(2.0, 1.0, 10.0, ("speed", "yaw"))
+    options = BuildOptions({"train": 1.0}, arrays=rule)
+    there = build_set(lake_at(tmp_path / "working"), "drives", ("telemetry",), options=options)
+    here = build_set(lake_at(driven), "drives", ("telemetry",), options=options)
+    assert [(file.path, file.sha256) for file in there.array_files] == [(file.path, file.sha256) for file in here.array_files]
+    far = open_set(f"{config.url}/sets/drives/1", "train", cache=tmp_path / "cache")
+    assert far.verify() == open_set(driven / "sets/drives/1", "train").verify()
+    assert len(far) == here.rows
+
+
+def in_bucket_again(cache: Path) -> TrainingSet:
+    """The set of a test, into another cache."""
+    return open_set(f"s3://lake/sets/{cache.name}", cache=cache / "again")
 
 
 def test_a_sample_is_fetched_once_whoever_reads_it_again(opened: Opened, s3: S3) -> None:

@@ -4,7 +4,9 @@ import hashlib
 import io
 import pickle
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -17,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
+from deltalake import write_deltalake
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +28,9 @@ from pipelines.lake.lake import lake_at
 from pipelines.training import set_files
 from pipelines.training.array_reader import ArraySample
 from pipelines.training.array_rules import LabelRule, Resample, WindowRule
-from pipelines.training.build import BuildOptions, build_set
+from pipelines.training.build import BuildOptions, build_set, draft_set
+from pipelines.training.device_rows import DeviceFiles
+from pipelines.training.manifest import Manifest
 from pipelines.training.open import TrainingSet, open_set
 from pipelines.training.sample import Sample
 from pipelines.training.windows import plan_windows, resample_blocks
@@ -349,3 +354,47 @@ def test_a_script_that_reads_a_sample_and_ends_at_once_exits_0(driven: Path) -> 
     with ThreadPoolExecutor(2) as pool:
         codes = list(pool.map(lambda _: run([sys.executable, "-c", read], stdout=DEVNULL, check=False).returncode, range(12)))
     assert codes == [0] * 12
+
+
+def test_windows_of_a_few_devices_at_a_time_are_those_of_all_at_once(driven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two streams, one of which lacks a column, and rows of several devices in each file."""
+    late = drive("car-9", [number / 10 for number in range(300)], speed=[1.0] * 300)
+    write_deltalake(
+        driven / "streams/more",
+        pa.concat_tables([late, drive("car-2", [100.0, 110.0], epoch=1, first_seq=900, speed=[1.0, 2.0])]),
+    )
+    held: list[int] = []
+    tables = DeviceFiles.tables
+
+    def counted(files: DeviceFiles) -> Iterator[pa.Table]:
+        for rows in tables(files):
+            held.append(len(rows))
+            yield rows
+
+    monkeypatch.setattr(DeviceFiles, "tables", counted)
+
+    def built_of(name: str, held_rows: int) -> Manifest:
+        options = BuildOptions(split=HALVES, arrays=RULE, held_rows=held_rows)
+        return build_set(lake_at(driven), name, ("telemetry", "more"), "speed >= 0", seed=4, options=options)
+
+    whole = built_of("whole", 1_000_000)
+    assert held == [3_902]
+    parts = built_of("parts", 700)
+    assert held[1:] == [600, 600, 602, 600, 600, 600, 300]
+    files = ([(each.path, each.sha256) for each in found.files if each.rows] for found in (whole, parts))
+    assert next(files) == next(files)
+    assert [source.rows for source in parts.sources] == [3_600, 302]
+    assert (whole.left_out, whole.coverage, whole.notes) == (parts.left_out, parts.coverage, parts.notes)
+
+
+def test_a_plan_of_windows_leaves_nothing_and_a_build_only_the_set(driven: Path) -> None:
+    options = BuildOptions(split=HALVES, arrays=RULE)
+    draft = draft_set(lake_at(driven), "drives", ("telemetry",), options=options, with_values=False)
+    assert sum(draft.split_rows.values()) == 6 * 29
+    assert not (driven / "sets").exists()
+    with pytest.raises(RefusedError, match="no row of telemetry"):
+        build_set(lake_at(driven), "drives", ("telemetry",), "speed > 1000000", options=options)
+    with pytest.raises(RefusedError, match=r"lacks|class"):
+        build_set(lake_at(driven), "drives", ("telemetry",), options=replace(options, group=("device",), stratify=("device",)))
+    assert not list((driven / "sets").glob("*"))
+    assert [path.name for path in built(driven).parent.iterdir()] == ["1"]
