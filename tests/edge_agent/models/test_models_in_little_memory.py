@@ -195,7 +195,7 @@ def test_an_agent_with_a_running_model_has_loaded_nothing_that_checks_or_runs_it
     little.close()
     assert running["loaded"] == []
     assert running["rss"] < 50 * MIB, "the goal is 40 MB on a device; what a busy machine adds is allowed for"
-    assert running["waiting"] < 256
+    assert running["waiting"] <= 256, "a queue has an end"
 
 
 @pytest.mark.slow
