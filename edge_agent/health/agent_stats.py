@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from catchment.runtime.health_http import MetricsPage
+from catchment.runtime.metrics_text import MetricsPage
 from schemas.reason_codes import describe_reason
 from schemas.receipts import RefusedStream
 from schemas.reported import StreamBooks

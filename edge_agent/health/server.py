@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from catchment.runtime.health_http import METRICS_TYPE, HealthHttpServer, Page, health_page
+from catchment.runtime.health_http import HealthHttpServer, Page, health_page
+from catchment.runtime.metrics_text import METRICS_TYPE
 from edge_agent.config import HealthConfig
 from edge_agent.errors import AgentError, ConfigError
 from edge_agent.health.agent_stats import AgentStats, ProbeResult, check_live, check_ready, render_metrics

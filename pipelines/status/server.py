@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from catchment.runtime.clock import Clock
-from catchment.runtime.health_http import METRICS_TYPE, HealthHttpServer, MetricsPage, Page, health_page
+from catchment.runtime.health_http import HealthHttpServer, Page, health_page
+from catchment.runtime.metrics_text import METRICS_TYPE, MetricsPage
 from pipelines.config import AlarmConfig
 from pipelines.errors import ConfigError, PipelineError
 from pipelines.lake.lake import Lake

@@ -71,6 +71,7 @@ from pipelines.training.export.run import ExportRecord
 from pipelines.training.leaks import Leak, LeakReport
 from pipelines.training.manifest import ClassCount, LeftOut, Manifest, Source
 from pipelines.training.open import TrainingSet
+from schemas.model_tally import ModelTally
 from schemas.reported import ModelReport
 from tests.fakes.hostile import MARK, TEXT, acts, forged, hostile
 
@@ -521,7 +522,8 @@ def _models(to: pytest.MonkeyPatch) -> None:
 
 
 def _spec() -> Any:
-    return SimpleNamespace(name=TEXT, version=1, labels=(TEXT,), input={TEXT: TEXT}, origin=None)
+    described = {"image": {TEXT: TEXT}, "rows": None, "task": {"type": TEXT}}
+    return SimpleNamespace(name=TEXT, version=1, labels=(TEXT,), origin=None, **described)
 
 
 def model_ls(_: Path, to: pytest.MonkeyPatch) -> list[str]:
@@ -542,7 +544,8 @@ def model_evaluate(_: Path, to: pytest.MonkeyPatch) -> list[str]:
 def rollout_status(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     one = hostile(Rollout, name="views-1", halt_ratio=0.5, state="running", cohort="all")
     to.setattr(rollout_cli, "RolloutStore", lambda _folder: SimpleNamespace(all=lambda: [one]))
-    to.setattr(rollout_cli, "reported_models", lambda _core: {TEXT: (hostile(ModelReport),)})
+    tally = hostile(ModelTally, pairs=((TEXT[:64], TEXT[-64:], 1),), latency=())
+    to.setattr(rollout_cli, "reported_models", lambda _core: {TEXT: (hostile(ModelReport, tallies=(tally,)),)})
     return ["rollout", "status"]
 
 
@@ -894,7 +897,7 @@ def test_no_page_holds_markup_or_acting_characters_of_others(tmp_path: Path) -> 
 
 
 def test_metrics_hold_no_acting_character() -> None:
-    from catchment.runtime.health_http import MetricsPage
+    from catchment.runtime.metrics_text import MetricsPage
     from pipelines.config import AlarmConfig
 
     figures = MetricsPage()

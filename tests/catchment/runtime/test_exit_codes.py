@@ -40,7 +40,8 @@ GIVEN = {
     "model root draft": ["next.json"], "model root install": ["next.json"], "model root verify": ["next.json"],
     "model rotate": ["timestamp"], "rollout halt": ["m-1"], "model evaluate": ["m", "--from", "slide", "--task", "t"],
     "rollout pause": ["m-1"], "rollout resume": ["m-1"], "rollout rollback": ["m-1"],
-    "rollout judge": ["m-1", "v.csv"],
+    "rollout judge": ["m-1", "v.csv"], "chips sheet": ["scanner-1/7/42", "sheet.html"],
+    "chips zarr": ["scanner-1/7/42", "slide.ome.zarr"],
     "quarantine show": ["slide"], "quarantine replay": ["--all"], "quarantine discard": ["--all", "--yes"],
     "director retire": ["00"], "spool show": ["1"], "park replay": ["1"], "run": [],
 }  # fmt: skip
@@ -82,6 +83,7 @@ MISSING = {
     "model evaluate": ["m", "--from", "none", "--task", "t"],
     "rollout halt": ["none"], "rollout pause": ["none"], "rollout resume": ["none"], "rollout rollback": ["none"],
     "rollout judge": ["none", "v.csv"],
+    "chips sheet": ["none/7/42", "sheet.html"], "chips zarr": ["none/7/42", "slide.ome.zarr"],
     "quarantine show": ["none"], "quarantine replay": ["--stream", "none"], "quarantine discard": ["--stream", "none", "--yes"],
     "director show": [], "director add": [], "director retire": ["00"],
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 import pytest
 
-from catchment.runtime.health_http import MetricsPage, number_text
+from catchment.runtime.metrics_text import MetricsPage, number_text
 
 
 def test_a_family_has_its_help_once_and_its_samples_together() -> None:

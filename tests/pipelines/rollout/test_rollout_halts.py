@@ -52,6 +52,9 @@ class FakeProcess:
 
     def close(self) -> None: ...
 
+    def peak_mib(self) -> int:
+        return 1
+
     def answers_to_golden(self) -> list[float]:
         return [0.0]
 
@@ -61,7 +64,7 @@ class SlowTrust:
 
     made: ClassVar[list[Any]] = []
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, *_: object, **_more: object) -> None:
         SlowTrust.made.append(self)
         self.began = threading.Event()
         self.release = threading.Event()
