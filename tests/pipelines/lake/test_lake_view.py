@@ -22,6 +22,7 @@ KEEPERS_OF_TABLES = {
     "pipelines/lake/compact.py",
     "pipelines/lake/delta_log.py",  # checkpoints
     "pipelines/lake/payload.py",
+    "pipelines/lake/payload_batch.py",  # reads many payloads for the view alone
     "pipelines/lake/payload_drop.py",
     "pipelines/lake/private_values.py",
     "pipelines/lake/rollup.py",
