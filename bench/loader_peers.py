@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,9 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, default=124_000)
     parser.add_argument("--pictures", action="store_true", help="JPEGs of about so many bytes, decoded in the workers")
     options = parser.parse_args()
+    if find_spec("torch") is None:
+        print("PyTorch is not here: make fetch-torch, and put .torch on PYTHONPATH; nothing was measured")
+        return
     count, repeats = (200, 1) if options.smoke else (options.samples, 3)
     bodies = pictures(count, options.bytes) if options.pictures else None
     epoch.SAMPLE_BYTES = 2_000 if options.smoke else options.bytes
