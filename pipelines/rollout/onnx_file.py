@@ -11,7 +11,7 @@ from pipelines.errors import RefusedError
 
 _MAX_DEPTH = 32
 _MAX_NOTE_BYTES = 1024 * 1024
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_VARINT, _FIXED64, BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_VARINT_BITS = 63
 
 
@@ -56,7 +56,7 @@ def read_onnx_file(body: bytes) -> OnnxFile:
     seen = _Seen()
     has_graph = False
     try:
-        for number, value in _fields(memoryview(body)):
+        for number, value in fields(memoryview(body)):
             if number == 8 and isinstance(value, memoryview):
                 domain, version = _opset(value)
                 opsets["" if domain == "ai.onnx" else domain] = version
@@ -73,25 +73,32 @@ def read_onnx_file(body: bytes) -> OnnxFile:
     return OnnxFile(opsets, frozenset(seen.operators), notes, seen.has_external_data)
 
 
-def _fields(body: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """The fields of a message: number, and a number or bytes."""
+def fields(body: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """The fields of a protobuf message: number, and a number or bytes; those of fixed width are passed over.
+
+    Raises:
+        IndexError: it is cut off.
+        ValueError: it is no protobuf message, or a field is longer than it.
+    """
     at, end = 0, len(body)
     while at < end:
         tag, at = _varint(body, at)
-        kind = tag & 7
+        number, kind = tag >> 3, tag & 7
         if kind == _VARINT:
             value, at = _varint(body, at)
-            yield tag >> 3, value
-        elif kind == _BYTES:
-            length, at = _varint(body, at)
-            if at + length > end:
-                raise ValueError("a field is longer than the file")
-            yield tag >> 3, body[at : at + length]
-            at += length
+            yield number, value
+            continue
+        if kind == BYTES:
+            size, at = _varint(body, at)
         elif kind in (_FIXED32, _FIXED64):
-            at += 4 if kind == _FIXED32 else 8
+            size = 4 if kind == _FIXED32 else 8
         else:
             raise ValueError(f"a field of kind {kind}")
+        if not number or at + size > end:
+            raise ValueError("a field is longer than the file, or has no number")
+        if kind == BYTES:
+            yield number, body[at : at + size]
+        at += size
 
 
 def _varint(body: memoryview, at: int) -> tuple[int, int]:
@@ -108,12 +115,12 @@ def _varint(body: memoryview, at: int) -> tuple[int, int]:
 
 
 def _texts(body: memoryview, *numbers: int) -> list[str]:
-    found = {number: value for number, value in _fields(body) if number in numbers and isinstance(value, memoryview)}
+    found = {number: value for number, value in fields(body) if number in numbers and isinstance(value, memoryview)}
     return [bytes(found.get(number, b"")).decode() for number in numbers]
 
 
 def _opset(body: memoryview) -> tuple[str, int]:
-    values = dict(_fields(body))
+    values = dict(fields(body))
     domain, version = values.get(1, b""), values.get(2, 0)
     return (bytes(domain).decode() if not isinstance(domain, int) else ""), (version if isinstance(version, int) else 0)
 
@@ -121,7 +128,7 @@ def _opset(body: memoryview) -> tuple[str, int]:
 def _read_graph(body: memoryview, seen: _Seen, depth: int) -> None:
     if depth > _MAX_DEPTH:
         raise ValueError(f"graphs are nested deeper than {_MAX_DEPTH}")
-    for number, value in _fields(body):
+    for number, value in fields(body):
         if not isinstance(value, memoryview):
             continue
         if number == 1:
@@ -133,9 +140,9 @@ def _read_graph(body: memoryview, seen: _Seen, depth: int) -> None:
 def _read_node(body: memoryview, seen: _Seen, depth: int) -> None:
     name, domain = _texts(body, 4, 7)
     seen.operators.add(("" if domain == "ai.onnx" else domain, name))
-    for number, value in _fields(body):
+    for number, value in fields(body):
         if number == 5 and isinstance(value, memoryview):
-            for inner, part in _fields(value):
+            for inner, part in fields(value):
                 if inner in (6, 11) and isinstance(part, memoryview):
                     _read_graph(part, seen, depth + 1)
                 elif inner in (5, 10) and isinstance(part, memoryview):
@@ -143,6 +150,6 @@ def _read_node(body: memoryview, seen: _Seen, depth: int) -> None:
 
 
 def _read_tensor(body: memoryview, seen: _Seen) -> None:
-    for number, value in _fields(body):
+    for number, value in fields(body):
         if (number == 14 and value == 1) or number == 13:
             seen.has_external_data = True

@@ -8,9 +8,9 @@ Only the outermost fields are looked at; the weights are skipped, not read.
 from collections.abc import Iterator, Mapping
 
 from pipelines.errors import RefusedError
+from pipelines.rollout.onnx_file import BYTES, fields
 
 _ENTRIES, _KEY, _VALUE = 14, 1, 2
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_FIELDS = 100_000
 _MAX_ENTRY_BYTES = 64 * 1024
 
@@ -22,10 +22,9 @@ def read_metadata(onnx: bytes) -> dict[str, str]:
         RefusedError: not an ONNX file.
     """
     found: dict[str, str] = {}
-    for number, low, high in _fields(memoryview(onnx)):
-        if number == _ENTRIES and high - low <= _MAX_ENTRY_BYTES:
-            entry = memoryview(onnx)[low:high]
-            parts = {field: bytes(entry[start:end]) for field, start, end in _fields(entry)}
+    for number, entry in _parts(memoryview(onnx)):
+        if number == _ENTRIES and len(entry) <= _MAX_ENTRY_BYTES:
+            parts = {field: bytes(value) for field, value in _parts(entry)}
             found[_text(parts.get(_KEY, b""))] = _text(parts.get(_VALUE, b""))
     return found
 
@@ -43,45 +42,23 @@ def with_metadata(onnx: bytes, entries: Mapping[str, str]) -> bytes:
     )
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int, int]]:
-    """Number, begin and end of the bytes of each field that has any."""
-    at = 0
-    for _ in range(_MAX_FIELDS):
-        if at == len(message):
-            return
-        tag, at = _varint(message, at)
-        number, kind = tag >> 3, tag & 7
-        if kind == _VARINT:
-            _, at = _varint(message, at)
-            continue
-        if kind == _BYTES:
-            size, at = _varint(message, at)
-        elif kind in {_FIXED32, _FIXED64}:
-            size = 4 if kind == _FIXED32 else 8
+def _parts(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Number and bytes of each field that has any."""
+    try:
+        for count, (number, value) in enumerate(fields(message)):
+            if count == _MAX_FIELDS:
+                break
+            if isinstance(value, memoryview):
+                yield number, value
         else:
-            raise RefusedError("not an ONNX file: it is no protobuf message")
-        if not number or at + size > len(message):
-            raise RefusedError("not an ONNX file, or it is cut off")
-        yield number, at, at + size
-        at += size
+            return
+    except (IndexError, ValueError) as error:
+        raise RefusedError(f"not an ONNX file, or it is cut off: {error}") from error
     raise RefusedError(f"not an ONNX file: it has more than {_MAX_FIELDS:,} fields")
 
 
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(message):
-            break
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise RefusedError("not an ONNX file, or it is cut off")
-
-
 def _field(number: int, body: bytes) -> bytes:
-    return _encoded(number << 3 | _BYTES) + _encoded(len(body)) + body
+    return _encoded(number << 3 | BYTES) + _encoded(len(body)) + body
 
 
 def _encoded(value: int) -> bytes:
