@@ -46,11 +46,10 @@ def export(  # noqa: PLR0913, PLR0917 - one argument for each option of the comm
 ) -> None:
     """Write a set in another tool's format, payloads byte for byte, and record who got it."""
     found = lake_from(lake, config)
-    folder = set_folder(found, reference)
-    manifest = load_manifest(folder / MANIFEST_NAME)
-    bring_set(found, folder, manifest)
+    exported = _folder_of(found, reference)
+    bring_set(found, exported.folder, exported.manifest)
     order = ExportOrder(form, recipient, _day(expires), boxes)
-    record = export_set(found, ExportSource(folder, manifest), target, order, SystemClock())
+    record = export_set(found, ExportSource(exported.folder, exported.manifest), target, order, SystemClock())
     if as_json:
         say_json(msgspec.json.encode(record))
         return

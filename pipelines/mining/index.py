@@ -17,7 +17,7 @@ import structlog
 from catchment.runtime.atomic_files import beside_path, make_folder, sync_file, sync_folder
 from pipelines.errors import RefusedError
 from pipelines.lake.commit import LiveFile
-from pipelines.mining.rows import NO_PLACES, Places, RowFilter, StreamRows
+from pipelines.mining.rows import NO_PLACES, Places, RowFilter, StreamRows, delete_others
 from pipelines.mining.segment import LISTS_FROM, library, made_segment, searched, stored_rows, stored_units, stored_vectors
 from pipelines.mining.vectors import Float32s, dimensions_of, unit_vectors
 
@@ -71,10 +71,7 @@ class EmbeddingIndex:
             OSError: the disk refused.
         """
         make_folder(self._folder)
-        wanted = {self._path(file) for file in self._rows.files}
-        stale = [path for path in self._folder.iterdir() if path not in wanted]
-        for path in stale:
-            path.unlink(missing_ok=True)
+        deleted = delete_others(self._folder, {self._path(file) for file in self._rows.files})
         built = vectors = 0
         for number, file in enumerate(self._rows.files):
             segment = self._open(self._path(file))
@@ -84,7 +81,7 @@ class EmbeddingIndex:
             vectors += segment.ntotal
             progress(number + 1, len(self._rows.files))
         rows = sum(file.rows for file in self._rows.files)
-        return IndexState(len(self._rows.files), built, len(stale), vectors, rows - vectors)
+        return IndexState(len(self._rows.files), built, deleted, vectors, rows - vectors)
 
     def search(self, queries: Float32s, count: int, only: RowFilter | None = None, *, is_exact: bool = False) -> Places:
         """The places of the vectors that are most like any of the queries, the most alike first; the score is the cosine.

@@ -16,7 +16,7 @@ import structlog
 
 from catchment.runtime.atomic_files import beside_path, make_folder, sync_file, sync_folder
 from pipelines.lake.commit import LiveFile
-from pipelines.mining.rows import NO_PLACES, Places, StreamRows
+from pipelines.mining.rows import NO_PLACES, Places, StreamRows, delete_others
 from pipelines.training.thin import row_numbers
 
 Int64s = npt.NDArray[np.int64]
@@ -52,13 +52,10 @@ class KeyIndex:
             OSError: the disk refused.
         """
         make_folder(self._folder)
-        wanted = {self._path(file) for file in self._rows.files}
-        stale = [path for path in self._folder.iterdir() if path not in wanted]
-        for path in stale:
-            path.unlink(missing_ok=True)
+        deleted = delete_others(self._folder, {self._path(file) for file in self._rows.files})
         for number in range(len(self._rows.files)):
             self._opened(number)
-        return len(stale)
+        return deleted
 
     def numbers(self, file: int) -> Uint64s:
         """(rows,) 64 evenly spread bits of each row of a file, from its key alone."""

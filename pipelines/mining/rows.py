@@ -1,6 +1,6 @@
 """The rows of a stream's live files, block by block, and single rows by their place. A place is a file and a row in it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -244,3 +244,15 @@ def sample_ids(stream: str, rows: pa.Table, key: Sequence[str]) -> list[str]:
 
 def _texts(columns: Sequence[str]) -> list[pl.Expr]:
     return [pl.col(name).cast(pl.String) for name in columns]
+
+
+def delete_others(folder: Path, wanted: Collection[Path]) -> int:
+    """Delete the files of a cache but those that are wanted; how many went.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    others = [path for path in folder.iterdir() if path not in wanted]
+    for path in others:
+        path.unlink(missing_ok=True)
+    return len(others)
